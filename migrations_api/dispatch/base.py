@@ -1,0 +1,39 @@
+from collections.abc import Callable
+from typing import Protocol
+
+from migrations_api.events import Event
+
+Emit = Callable[[Event], None]
+ShouldStop = Callable[[], bool]
+
+
+class Work(Protocol):
+    """Carry out one run to its end. Never raises for what the run does; what it raises is a defect."""
+
+    def __call__(self, run_id: int, *, emit: Emit, should_stop: ShouldStop) -> None: ...
+
+
+class Dispatcher(Protocol):
+    """How "work on that run" reaches a worker; what the work is, it does not know.
+
+    A driver enters it, calls `submit` while `free` is above zero, and `wait`s for progress; leaving waits for what was
+    submitted. A run whose worker dies is simply no longer held: its lease ends, and the truth is read from the tenant.
+    """
+
+    def __init__(self, work: Work, *, max_concurrency: int, emit: Emit, should_stop: ShouldStop) -> None: ...
+
+    @property
+    def free(self) -> int:
+        """How many more runs can be submitted now."""
+
+    @property
+    def held(self) -> frozenset[int]:
+        """The runs that were submitted and have not come back."""
+
+    def submit(self, run_id: int) -> None: ...
+
+    def wait(self, timeout: float) -> None:
+        """Deliver events for at most `timeout` seconds, returning as soon as a run has come back."""
+
+    def close(self) -> None:
+        """Wait for what was submitted and let the workers go."""

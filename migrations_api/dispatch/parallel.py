@@ -1,0 +1,134 @@
+"""Worker processes of this machine."""
+
+import signal
+from contextlib import suppress
+from multiprocessing import get_context
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+
+from django.db import connections
+
+from migrations_api.dispatch.base import Emit, ShouldStop, Work
+from migrations_api.events import Event
+from tenants.conf import load_conf
+
+# Workers share the parent's loaded apps and migrations; nothing else is carried over.
+_context = get_context("fork")
+
+
+class _Worker:
+    def __init__(self, work: Work, siblings: list["_Worker"]) -> None:
+        # A forked connection would be one session with two owners.
+        connections.close_all()
+        self.pipe, child = _context.Pipe()
+        ours = [self.pipe, *(worker.pipe for worker in siblings)]
+        self.process: BaseProcess = _context.Process(target=_serve, args=(child, ours, work), daemon=True)
+        self.process.start()
+        child.close()
+        self.run_id: int | None = None
+        self.done = 0
+
+
+def _serve(pipe: Connection, inherited: list[Connection], work: Work) -> None:
+    # The parent decides when to stop; a Ctrl-C in the terminal reaches the whole process group.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # While a copy of the parent's end is open here, no worker would see that the parent is gone.
+    for connection in inherited:
+        connection.close()
+    stopping = False
+
+    def emit(event: Event) -> None:
+        with suppress(OSError):  # nobody listens any more; the records do not depend on it
+            pipe.send(event)
+
+    def should_stop() -> bool:
+        nonlocal stopping
+        while not stopping and pipe.poll():
+            stopping = _next(pipe) is None
+        return stopping
+
+    while (run_id := _next(pipe)) is not None:
+        work(run_id, emit=emit, should_stop=should_stop)
+        if stopping:
+            break
+        with suppress(OSError):
+            pipe.send(run_id)
+    connections.close_all()
+
+
+def _next(pipe: Connection) -> int | None:
+    try:
+        run_id: int | None = pipe.recv()
+    except EOFError:  # the parent is gone
+        return None
+    return run_id
+
+
+class ParallelDispatcher:
+    """A pool of processes, each replaced after `tenants_per_worker` tenants. One that dies takes only its run along."""
+
+    def __init__(self, work: Work, *, max_concurrency: int, emit: Emit, should_stop: ShouldStop) -> None:
+        self._work = work
+        self._emit = emit
+        self._should_stop = should_stop
+        self._max = max_concurrency
+        self._per_worker = load_conf().tenants_per_worker
+        self._workers: list[_Worker] = []
+        self._told_to_stop = False
+
+    @property
+    def free(self) -> int:
+        return self._max - len(self.held)
+
+    @property
+    def held(self) -> frozenset[int]:
+        return frozenset(worker.run_id for worker in self._workers if worker.run_id is not None)
+
+    def submit(self, run_id: int) -> None:
+        worker = next((worker for worker in self._workers if worker.run_id is None), None)
+        if worker is None:
+            worker = _Worker(self._work, self._workers)
+            self._workers.append(worker)
+        worker.run_id = run_id
+        worker.pipe.send(run_id)
+
+    def wait(self, timeout: float) -> None:
+        self._pass_stop_on()
+        ready = wait([worker.pipe for worker in self._workers if worker.run_id is not None], timeout)
+        for worker in [worker for worker in self._workers if worker.pipe in ready]:
+            self._receive(worker)
+
+    def close(self) -> None:
+        while self.held:
+            self.wait(1.0)
+        for worker in list(self._workers):
+            self._retire(worker)
+
+    def _pass_stop_on(self) -> None:
+        if self._told_to_stop or not self._should_stop():
+            return
+        self._told_to_stop = True
+        for worker in self._workers:
+            if worker.run_id is not None:
+                worker.pipe.send(None)
+
+    def _receive(self, worker: _Worker) -> None:
+        try:
+            while worker.pipe.poll():
+                message = worker.pipe.recv()
+                if isinstance(message, Event):
+                    self._emit(message)
+                else:
+                    worker.run_id = None
+                    worker.done += 1
+        except (EOFError, ConnectionResetError):
+            self._retire(worker)
+            return
+        if worker.run_id is None and (worker.done >= self._per_worker or self._told_to_stop):
+            self._retire(worker)
+
+    def _retire(self, worker: _Worker) -> None:
+        self._workers.remove(worker)
+        worker.pipe.close()
+        worker.process.join()

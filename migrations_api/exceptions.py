@@ -1,0 +1,98 @@
+"""Why a plan cannot be made or a run cannot start. A migration that fails is no exception but a run's result."""
+
+from tenants.exceptions import ServiceError
+
+
+class PlanError(ServiceError):
+    """No plan can be made."""
+
+    code = "plan_error"
+
+
+class UnknownApp(PlanError):
+    """That app is not one whose migrations the tenant receives."""
+
+    code = "unknown_app"
+
+
+class AppWithoutMigrations(PlanError):
+    """That app has no migrations."""
+
+    code = "app_without_migrations"
+
+
+class UnknownMigration(PlanError):
+    """That migration does not exist."""
+
+    code = "unknown_migration"
+
+
+class AmbiguousMigration(PlanError):
+    """More than one migration matches."""
+
+    code = "ambiguous_migration"
+
+
+class ConflictingMigrations(PlanError):
+    """Conflicting migrations"""
+
+    code = "conflicting_migrations"
+
+
+class InconsistentHistory(PlanError):
+    """A migration is applied before one that it depends on."""
+
+    code = "inconsistent_history"
+
+
+class UnloadableMigrations(PlanError):
+    """The migrations on disk cannot be loaded."""
+
+    code = "unloadable_migrations"
+
+
+class IrreversibleMigration(PlanError):
+    """A migration of the plan cannot be undone."""
+
+    code = "irreversible_migration"
+
+
+class CannotPrune(PlanError):
+    """Migrations cannot be pruned."""
+
+    code = "cannot_prune"
+
+
+class PlanChanged(ServiceError):
+    """The plan is no longer the one that was agreed to."""
+
+    code = "plan_changed"
+
+
+class TenantLocked(ServiceError):
+    """Another session is migrating the tenant."""
+
+    code = "locked"
+
+
+class RunActive(ServiceError):
+    """The tenant has a run that is not finished."""
+
+    code = "run_active"
+
+    def __init__(self, tenant_id: str, run_id: int) -> None:
+        self.tenant_id = tenant_id
+        self.run_id = run_id
+        super().__init__(f"Tenant '{tenant_id}' has an unfinished run: {run_id}.")
+
+
+class InvalidTransition(ServiceError):
+    """That cannot be done in the present state."""
+
+    code = "invalid_transition"
+
+
+class InvalidOptions(ServiceError):
+    """These options do not go together."""
+
+    code = "invalid_options"

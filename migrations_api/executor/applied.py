@@ -1,0 +1,58 @@
+"""The rows of a tenant's own `django_migrations`, by qualified name: another schema's on the path never counts."""
+
+from typing import Any
+
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.migrations.recorder import MigrationRecorder
+from django.utils.timezone import now
+from psycopg2 import sql
+
+from migrations_api.plan import Applied
+
+TABLE = "django_migrations"
+
+
+class TenantRecorder(MigrationRecorder):
+    """Django's recorder for one schema.
+
+    Its statements name the schema, so that a migration which changed the search_path cannot move its own record; and it
+    finds its table by name, where Django's lists every table of the catalog.
+    """
+
+    def __init__(self, connection: BaseDatabaseWrapper, schema: str) -> None:
+        super().__init__(connection)
+        self._schema = schema
+        self._table = sql.Identifier(schema, TABLE)
+
+    def has_table(self) -> bool:
+        with self.connection.cursor() as cursor:
+            cursor.execute(
+                "SELECT EXISTS (SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace"
+                " WHERE n.nspname = %s AND c.relname = %s AND c.relkind IN ('r', 'p'))",
+                [self._schema, TABLE],
+            )
+            return bool(cursor.fetchone()[0])
+
+    def applied_keys(self) -> Applied:
+        if not self.has_table():
+            return frozenset()
+        with self.connection.cursor() as cursor:
+            cursor.execute(sql.SQL("SELECT app, name FROM {}").format(self._table))
+            return frozenset((app, name) for app, name in cursor.fetchall())
+
+    def applied_migrations(self) -> dict[tuple[str, str], Any]:
+        return dict.fromkeys(self.applied_keys())
+
+    def record_applied(self, app: str, name: str) -> None:
+        with self.connection.cursor() as cursor:
+            cursor.execute(
+                sql.SQL("INSERT INTO {} (app, name, applied) VALUES (%s, %s, %s)").format(self._table),
+                [app, name, now()],
+            )
+
+    def record_unapplied(self, app: str, name: str) -> None:
+        with self.connection.cursor() as cursor:
+            cursor.execute(
+                sql.SQL("DELETE FROM {} WHERE app = %s AND name = %s").format(self._table),
+                [app, name],
+            )

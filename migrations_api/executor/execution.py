@@ -1,0 +1,225 @@
+"""Carry out one plan on one tenant: connect, check, lock, plan again, apply, verify."""
+
+from typing import Final
+
+from django.db import Error as DatabaseError
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.models.signals import post_migrate, pre_migrate
+from psycopg2 import errorcodes
+
+from migrations_api.exceptions import PlanChanged
+from migrations_api.executor import signals
+from migrations_api.executor.applied import TenantRecorder
+from migrations_api.executor.lock import tenant_lock
+from migrations_api.executor.migrator import TenantMigrator
+from migrations_api.executor.outcome import End, Failure, Observer, Options, Outcome, StepResult, StopRequested
+from migrations_api.executor.syncdb import sync_apps
+from migrations_api.plan import Applied, MigrationSource, Plan, Target, make_plan, prunable, require_reversible
+from tenants.app_sets import tenant_apps
+from tenants.binding import tenant_as_default
+from tenants.conf import load_conf
+from tenants.driver_errors import describe, driver_error, sqlstate, translate, translated
+from tenants.exceptions import PermissionDenied, ServiceError
+from tenants.models import Tenant
+from tenants.sessions import tenant_session
+
+TRANSIENT: Final = frozenset(
+    {
+        errorcodes.LOCK_NOT_AVAILABLE,
+        errorcodes.DEADLOCK_DETECTED,
+        errorcodes.SERIALIZATION_FAILURE,
+        errorcodes.ADMIN_SHUTDOWN,
+        errorcodes.CRASH_SHUTDOWN,
+        errorcodes.CANNOT_CONNECT_NOW,
+        errorcodes.TOO_MANY_CONNECTIONS,
+    }
+)
+
+
+def execute(
+    tenant: Tenant,
+    source: MigrationSource,
+    target: Target,
+    options: Options,
+    *,
+    observer: Observer,
+    application_name: str,
+    plan_digest: str = "",
+) -> Outcome:
+    """Migrate `tenant` to `target` and return how that ended; a migration that fails is an outcome, not an exception.
+
+    With `plan_digest`, only a plan of that content is carried out. Raises, with nothing changed, PlanError,
+    PlanChanged, TenantLocked, and what tenant_session() raises.
+    """
+    with (
+        tenant_session(tenant, application_name=application_name) as connection,
+        tenant_lock(
+            connection,
+            database=connection.settings_dict["NAME"],
+            schema=tenant.schema_name,
+            wait=load_conf().lock_wait,
+        ),
+    ):
+        with translated():
+            applied = TenantRecorder(connection, tenant.schema_name).applied_keys()
+            invalid = invalid_indexes(connection, tenant.schema_name)
+        plan = make_plan(source, applied, target)
+        if plan_digest and plan.digest != plan_digest:
+            raise PlanChanged(f"The plan of tenant '{tenant.tenant_id}' has changed: its digest is {plan.digest} now.")
+        if not options.fake:
+            require_reversible(plan)
+        observer.planned(plan)
+        with tenant_as_default(tenant, connection):
+            if options.prune:
+                return _prune(tenant, connection, plan, source)
+            return _Execution(tenant, connection, plan, options=options, observer=observer, invalid=invalid).run()
+
+
+def _prune(tenant: Tenant, connection: BaseDatabaseWrapper, plan: Plan, source: MigrationSource) -> Outcome:
+    stale = prunable(plan, source, plan.target.app_label or "")
+    recorder = TenantRecorder(connection, tenant.schema_name)
+    with translated():
+        for app_label, name in stale:
+            recorder.record_unapplied(app_label, name)
+        after = recorder.applied_keys()
+    return Outcome(
+        end=End.SUCCEEDED, before=plan.applied, after=after, pruned=tuple(f"{app}.{name}" for app, name in stale)
+    )
+
+
+class _Execution:
+    """One pass of `migrate` over a tenant that is `default`."""
+
+    def __init__(
+        self,
+        tenant: Tenant,
+        connection: BaseDatabaseWrapper,
+        plan: Plan,
+        *,
+        options: Options,
+        observer: Observer,
+        invalid: frozenset[str],
+    ) -> None:
+        self.tenant = tenant
+        self.connection = connection
+        self.plan = plan
+        self.options = options
+        self.configs = tenant_apps(tenant.isolation)
+        self.invalid = invalid
+        self.migrator = TenantMigrator(connection, plan, schema=tenant.schema_name, observer=observer)
+        self.synced: tuple[str, ...] = ()
+
+    def run(self) -> Outcome:
+        signals.register_receivers()
+        signals.clear_caches()
+        try:
+            self._migrate()
+        except StopRequested:
+            failure = Failure(code="canceled", error_class="", message="Stopped before the next step, as asked.")
+            return self._outcome(End.CANCELED, failure)
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - a migration is any code; whatever it raises is its result
+            return self._failed(error)
+        finally:
+            signals.clear_caches()
+        return self._verified()
+
+    def _migrate(self) -> None:
+        """The sequence of Django's `migrate`, signals included."""
+        migrations = list(self.plan.migrations)
+        state = self.migrator.project_state()
+        signals.send(pre_migrate, configs=self.configs, state_apps=state.apps, migrations=migrations)
+        if self.options.run_syncdb:
+            unmigrated = [config for config in self.configs if config.label in self.plan.unmigrated_apps]
+            self.synced = sync_apps(self.connection, [c for c in unmigrated if self._is_target(c.label)])
+        state = self.migrator.migrate(
+            list(self.plan.nodes),
+            plan=migrations,
+            state=state.clone(),
+            fake=self.options.fake,
+            fake_initial=self.options.fake_initial,
+        )
+        signals.send(post_migrate, configs=self.configs, state_apps=signals.final_apps(state), migrations=migrations)
+
+    def _is_target(self, app_label: str) -> bool:
+        return self.plan.target.app_label in {None, app_label}
+
+    def _verified(self) -> Outcome:
+        """Success only if the catalog agrees: each step recorded, no index left invalid."""
+        with translated():
+            broken = invalid_indexes(self.connection, self.tenant.schema_name) - self.invalid
+            after = self.migrator.recorder.applied_keys()
+        if broken:
+            failure = Failure(
+                code="invalid_index",
+                error_class="",
+                message=f"The run left invalid indexes: {', '.join(sorted(broken))}. Drop them and build them again.",
+            )
+            return self._outcome(End.PARTIAL, failure, after=after)
+        missing = [str(step) for step in self.plan.steps if ((step.app_label, step.name) in after) == step.backwards]
+        if missing:
+            failure = Failure(code="not_recorded", error_class="", message=f"Not recorded: {', '.join(missing)}.")
+            return self._outcome(End.PARTIAL, failure, after=after)
+        return self._outcome(End.SUCCEEDED, None, after=after)
+
+    def _failed(self, error: BaseException) -> Outcome:
+        """Tell a clean boundary from a tenant that stands between two; raises ServerUnreachable when it cannot tell."""
+        step = self.migrator.step
+        half_done = step is not None and not step.atomic and self.migrator.statements > 0
+        after = self._applied_now()
+        if step is not None and ((step.app_label, step.name) in after) != step.backwards:
+            # The reply to COMMIT was lost, but not the COMMIT.
+            half_done = False
+            self.migrator.results.append(StepResult(step=step, faked=False, seconds=0.0))
+        failure = failure_of(error, step=str(step) if step else "", transient_allowed=not half_done)
+        return self._outcome(End.PARTIAL if half_done else End.FAILED, failure, after=after)
+
+    def _applied_now(self) -> Applied:
+        """Read over a new session where the old one is gone: after a lost COMMIT only the tenant knows."""
+        raw = self.connection.connection
+        if raw is not None and not raw.closed and self.connection.is_usable():
+            return self.migrator.recorder.applied_keys()
+        with tenant_session(self.tenant, application_name="tenant-migrations settle", writable=False) as connection:
+            return TenantRecorder(connection, self.tenant.schema_name).applied_keys()
+
+    def _outcome(self, end: End, failure: Failure | None, *, after: Applied | None = None) -> Outcome:
+        return Outcome(
+            end=end,
+            before=self.plan.applied,
+            after=self._applied_now() if after is None else after,
+            results=tuple(self.migrator.results),
+            synced=self.synced,
+            failure=failure,
+        )
+
+
+def failure_of(error: BaseException, *, step: str = "", transient_allowed: bool = True) -> Failure:
+    """A Failure fit to be shown and stored."""
+    state = sqlstate(error)
+    code, message = "migration_failed" if step else "failed", describe(error)
+    if isinstance(error, ServiceError):
+        code, message = error.code, error.message
+    elif state == errorcodes.INSUFFICIENT_PRIVILEGE:
+        code = PermissionDenied.code
+    elif isinstance(error, DatabaseError) and not state and driver_error(error) is not None:
+        lost = translate(error)
+        code, message = lost.code, lost.message
+    found = driver_error(error)
+    return Failure(
+        code=code,
+        error_class=type(found).__name__ if found is not None else type(error).__name__,
+        message=message,
+        sqlstate=state,
+        step=step,
+        transient=transient_allowed and (state in TRANSIENT or state.startswith("08")),
+    )
+
+
+def invalid_indexes(connection: BaseDatabaseWrapper, schema: str) -> frozenset[str]:
+    """Indexes that a CREATE INDEX CONCURRENTLY left behind half-built: PostgreSQL maintains but never uses them."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT c.relname FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid"
+            " JOIN pg_namespace n ON n.oid = c.relnamespace WHERE NOT i.indisvalid AND n.nspname = %s",
+            [schema],
+        )
+        return frozenset(name for (name,) in cursor.fetchall())

@@ -1,0 +1,77 @@
+"""What an execution is told, what it tells while it runs, and what it comes to."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+from migrations_api.plan import Applied, Plan, Step
+
+
+class End(StrEnum):
+    """How an execution ended; the orchestrator gives its run the state of the same name."""
+
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    PARTIAL = "partial"
+    CANCELED = "canceled"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Django's `migrate` options that change what is done rather than what is shown."""
+
+    fake: bool = False
+    fake_initial: bool = False
+    run_syncdb: bool = False
+    prune: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepResult:
+    step: Step
+    faked: bool
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """Why a run ended without success. `message` is fit to be shown; `step` is empty outside of a migration."""
+
+    code: str
+    error_class: str
+    message: str
+    sqlstate: str = ""
+    step: str = ""
+    transient: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    end: End
+    before: Applied
+    after: Applied
+    results: tuple[StepResult, ...] = ()
+    pruned: tuple[str, ...] = ()
+    synced: tuple[str, ...] = ()
+    failure: Failure | None = None
+
+
+class Observer(Protocol):
+    """Is told of each step as it happens, from within the tenant's session.
+
+    `planned` comes once, under the lock, before anything is changed; each `step_started` is followed by its
+    `step_finished` unless the step fails. `should_stop` is asked before each step.
+    What these raise ends the execution.
+    """
+
+    def planned(self, plan: Plan) -> None: ...
+
+    def step_started(self, step: Step) -> None: ...
+
+    def step_finished(self, result: StepResult) -> None: ...
+
+    def should_stop(self) -> bool: ...
+
+
+class StopRequested(Exception):
+    """The observer asked to stop between two steps."""

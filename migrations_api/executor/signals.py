@@ -1,0 +1,58 @@
+"""pre_migrate and post_migrate as `migrate` sends them, but only for the apps that the tenant receives."""
+
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any
+
+from django.apps import AppConfig, apps
+from django.db import DEFAULT_DB_ALIAS
+from django.db.migrations.migration import Migration
+from django.db.migrations.state import ModelState, ProjectState, StateApps
+from django.dispatch import Signal
+from django.utils.module_loading import module_has_submodule
+
+
+def register_receivers() -> None:
+    """Import every app's `management` module, where receivers are connected by convention."""
+    for config in apps.get_app_configs():
+        if config.module is not None and module_has_submodule(config.module, "management"):
+            import_module(".management", config.name)
+
+
+def send(
+    signal: Signal, *, configs: Sequence[AppConfig], state_apps: StateApps, migrations: Sequence[tuple[Migration, bool]]
+) -> None:
+    for config in configs:
+        if config.models_module is not None:
+            signal.send(
+                sender=config,
+                app_config=config,
+                verbosity=0,
+                interactive=False,
+                using=DEFAULT_DB_ALIAS,
+                apps=state_apps,
+                plan=list(migrations),
+            )
+
+
+def final_apps(state: ProjectState) -> StateApps:
+    """The models after the last step, with those of apps without migrations rendered once more.
+
+    They were rendered before the relations that point to them existed; `migrate` does the same.
+    """
+    state.clear_delayed_apps_cache()
+    rendered: StateApps = state.apps
+    keys = [(model.app_label, model.name_lower) for model in rendered.real_models]
+    with rendered.bulk_update():
+        for key in keys:
+            rendered.unregister_model(*key)
+    rendered.render_multiple([ModelState.from_model(apps.get_model(*key)) for key in keys])
+    return rendered
+
+
+def clear_caches(*state_apps: Any) -> None:
+    """ContentType ids are cached per process; the next tenant has others."""
+    for registry in (apps, *state_apps):
+        content_type = registry.all_models["contenttypes"].get("contenttype")
+        if content_type is not None:
+            content_type.objects.clear_cache()

@@ -1,0 +1,107 @@
+"""What every command of the service shares: exit codes, argument types, options of `migrate`, a stop on Ctrl-C."""
+
+import argparse
+import getpass
+import json
+from typing import Any, Final, NoReturn
+
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.core.serializers.json import DjangoJSONEncoder
+
+from migrations_api import exceptions
+from migrations_api.executor import Options
+from migrations_api.orchestrator.requests import Request
+from migrations_api.plan import Target
+from tenants.exceptions import InvalidName, ServerNotConfigured, ServiceError
+
+EXIT_FAILED: Final = 1
+EXIT_USAGE: Final = 2
+EXIT_SOME_FAILED: Final = 3
+EXIT_LOCKED: Final = 4
+EXIT_PLAN_CHANGED: Final = 5
+
+# By the error's stable code, so that an exception and a run that recorded it end the command alike.
+EXIT_CODES: Final = {
+    exceptions.AmbiguousMigration.code: EXIT_USAGE,
+    exceptions.AppWithoutMigrations.code: EXIT_USAGE,
+    exceptions.InvalidOptions.code: EXIT_USAGE,
+    exceptions.UnknownApp.code: EXIT_USAGE,
+    exceptions.UnknownMigration.code: EXIT_USAGE,
+    InvalidName.code: EXIT_USAGE,
+    ServerNotConfigured.code: EXIT_USAGE,
+    exceptions.RunActive.code: EXIT_LOCKED,
+    exceptions.TenantLocked.code: EXIT_LOCKED,
+    exceptions.PlanChanged.code: EXIT_PLAN_CHANGED,
+}
+
+
+class ServiceCommand(BaseCommand):
+    """A command whose ServiceErrors end it with a message and the exit code that the error has."""
+
+    def execute(self, *args: Any, **options: Any) -> str | None:
+        try:
+            return super().execute(*args, **options)
+        except ServiceError as error:
+            raise failed(error.code, error.message) from error
+
+    def write_json(self, data: object) -> None:
+        self.stdout.write(json.dumps(data, cls=DjangoJSONEncoder, ensure_ascii=False))
+
+
+def failed(code: str, message: str) -> CommandError:
+    return CommandError(message, returncode=EXIT_CODES.get(code, EXIT_FAILED))
+
+
+def exit_with(returncode: int) -> NoReturn:
+    raise SystemExit(returncode)
+
+
+def positive(value: str) -> int:
+    number = int(value) if value.isascii() and value.isdigit() else 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{value!r} is not a whole number above 0")
+    return number
+
+
+def label(value: str) -> tuple[str, str]:
+    key, separator, content = value.partition("=")
+    if not separator or not key:
+        raise argparse.ArgumentTypeError(f"{value!r} is not key=value")
+    return key, content
+
+
+def add_migrate_arguments(parser: CommandParser) -> None:
+    """The options that Django's `migrate` has, with the same meaning."""
+    parser.add_argument("app_label", nargs="?", help="App to migrate; all of the tenant's apps without it.")
+    parser.add_argument("migration_name", nargs="?", help="Migration to go to; 'zero' undoes all of the app's.")
+    parser.add_argument("--plan", action="store_true", help="Show what would be done and change nothing.")
+    parser.add_argument("--check", action="store_true", help="Exit with 1 if anything is to be done; change nothing.")
+    parser.add_argument("--fake", action="store_true", help="Record the migrations without running them.")
+    parser.add_argument(
+        "--fake-initial", action="store_true", help="Record initial migrations whose tables are there already."
+    )
+    parser.add_argument("--run-syncdb", action="store_true", help="Create tables of apps without migrations.")
+    parser.add_argument("--prune", action="store_true", help="Forget applied migrations that are gone from disk.")
+    parser.add_argument(
+        "--no-input", "--noinput", action="store_false", dest="interactive", help="Accepted; nothing is ever asked."
+    )
+
+
+def request_of(options: dict[str, Any]) -> Request:
+    return Request(
+        target=Target(app_label=options["app_label"], migration_name=options["migration_name"]),
+        options=Options(
+            fake=options["fake"],
+            fake_initial=options["fake_initial"],
+            run_syncdb=options["run_syncdb"],
+            prune=options["prune"],
+        ),
+        by=_user(),
+    )
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user without a name
+        return ""

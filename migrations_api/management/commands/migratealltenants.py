@@ -1,0 +1,135 @@
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from django.core.management.base import CommandError, CommandParser
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from migrations_api.dispatch.base import Emit
+from migrations_api.events import Event, RunEnded
+from migrations_api.management.base import (
+    EXIT_FAILED,
+    EXIT_SOME_FAILED,
+    ServiceCommand,
+    add_migrate_arguments,
+    exit_with,
+    positive,
+    request_of,
+)
+from migrations_api.management.interrupt import graceful_stop
+from migrations_api.management.plans import write_plan
+from migrations_api.management.presenter import FAILED, NOT_STARTED, FleetPresenter, result_of
+from migrations_api.models import Rollout
+from migrations_api.orchestrator.fleet import plans_for
+from migrations_api.orchestrator.requests import Request, request_rollout
+from migrations_api.orchestrator.rollouts import drive
+from migrations_api.serializers import MigrationRunSerializer
+from migrations_api.states import RunState
+from tenants.conf import load_conf
+from tenants.exceptions import ServiceError
+from tenants.models import Isolation, Tenant
+
+
+class Command(ServiceCommand):
+    help = "Migrate all tenants: shared ones first, then the others in the order of their ids."
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        conf = load_conf()
+        add_migrate_arguments(parser)
+        parser.add_argument("--isolation-type", choices=Isolation.values, help="Only tenants of this kind.")
+        parser.add_argument("--executor", choices=sorted(conf.executors), default=conf.executor)
+        parser.add_argument("--max-concurrency", type=positive, default=conf.max_concurrency, metavar="N")
+        parser.add_argument(
+            "--on-error",
+            choices=Rollout.OnError.values,
+            default=Rollout.OnError.CONTINUE,
+            help="What a failing tenant means for those not yet started.",
+        )
+        parser.add_argument("--format", choices=["table", "json"], default="table")
+
+    def handle(self, *, plan: bool, check: bool, isolation_type: str | None, **options: Any) -> None:
+        request = request_of(options)
+        tenants = list(Tenant.objects.filter(**{"isolation": isolation_type} if isolation_type else {}))
+        if plan or check:
+            self._show_plans(tenants, request, plan=plan, check=check, output=options["format"])
+            return
+        self._migrate(tenants, request, **options)
+
+    def _show_plans(self, tenants: list[Tenant], request: Request, *, plan: bool, check: bool, output: str) -> None:
+        pending = unknown = False
+        for tenant, planned in plans_for(tenants, request.target):
+            if isinstance(planned, ServiceError):
+                unknown = True
+                self.stderr.write(f"✗ No plan for tenant '{tenant.tenant_id}': {planned.message}")
+                continue
+            pending = pending or bool(planned.steps)
+            if plan:
+                write_plan(self, tenant.tenant_id, planned, output=output)
+        if unknown:
+            exit_with(EXIT_SOME_FAILED)
+        if check and pending:
+            exit_with(EXIT_FAILED)
+
+    def _migrate(
+        self,
+        tenants: list[Tenant],
+        request: Request,
+        *,
+        executor: str,
+        max_concurrency: int,
+        on_error: str,
+        format: str,  # noqa: A002
+        verbosity: int,
+        **options: Any,
+    ) -> None:
+        presenter = FleetPresenter(
+            self.stdout,
+            self.style,
+            verbosity=0 if format == "json" else verbosity,
+            live=executor == "sequential",
+            continues=on_error == Rollout.OnError.CONTINUE,
+        )
+        rollout, busy = request_rollout(tenants, request, on_error=on_error)
+        with graceful_stop(self.stderr.write) as should_stop, self._progress(presenter, rollout, verbosity) as emit:
+            rollout = drive(
+                rollout, executor=executor, max_concurrency=max_concurrency, emit=emit, should_stop=should_stop
+            )
+        results = {event.tenant_id: result_of(event) for event in presenter.ended}
+        for run in rollout.runs.exclude(tenant_id__in=results).order_by("wave", "tenant_id"):
+            results[run.tenant_id] = NOT_STARTED if run.state == RunState.CANCELED else FAILED
+        for error in busy:
+            results[error.tenant_id] = FAILED
+            self.stderr.write(f"✗ {error.message}")
+        if format == "json":
+            for run in rollout.runs.prefetch_related("steps").order_by("wave", "tenant_id").iterator(chunk_size=200):
+                self.write_json(MigrationRunSerializer(run).data)
+        elif verbosity >= 1:
+            self.stdout.write(
+                presenter.summary(results) if results else "There are no tenants to migrate.\n", ending=""
+            )
+        if {FAILED, NOT_STARTED} & set(results.values()):
+            raise CommandError(self._verdict(results), returncode=EXIT_SOME_FAILED)
+
+    def _verdict(self, results: dict[str, str]) -> str:
+        bad = sum(result in {FAILED, NOT_STARTED} for result in results.values())
+        return f"{bad} of {len(results)} tenants were not migrated."
+
+    @contextmanager
+    def _progress(self, presenter: Emit, rollout: Rollout, verbosity: int) -> Iterator[Emit]:
+        """On a terminal, a bar on stderr beside the lines on stdout; nothing where either is piped."""
+        if verbosity < 1 or not sys.stderr.isatty() or sys.stdout.isatty():
+            yield presenter
+            return
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=Console(stderr=True), auto_refresh=False) as bar:
+            task = bar.add_task("tenants", total=rollout.runs.count())
+
+            def emit(event: Event) -> None:
+                presenter(event)
+                if isinstance(event, RunEnded):
+                    bar.advance(task)
+                    bar.refresh()
+
+            yield emit

@@ -1,0 +1,56 @@
+from typing import Any
+
+from django.core.management.base import CommandParser
+
+from migrations_api.management.base import (
+    EXIT_FAILED,
+    ServiceCommand,
+    add_migrate_arguments,
+    exit_with,
+    failed,
+    request_of,
+)
+from migrations_api.management.interrupt import graceful_stop
+from migrations_api.management.plans import write_plan
+from migrations_api.management.presenter import Presenter, describe
+from migrations_api.models import MigrationRun
+from migrations_api.orchestrator.fleet import plan_for
+from migrations_api.orchestrator.requests import get_tenant, request_run
+from migrations_api.orchestrator.work import work
+from migrations_api.serializers import MigrationRunSerializer
+from migrations_api.states import RunState
+
+
+class Command(ServiceCommand):
+    help = "Migrate one tenant."
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument("--tenant-id", required=True, help="The tenant, as showtenants lists it.")
+        add_migrate_arguments(parser)
+        parser.add_argument("--plan-digest", default="", help="Carry out only the plan that --plan showed.")
+        parser.add_argument("--format", choices=["table", "json"], default="table")
+
+    def handle(self, *, tenant_id: str, plan: bool, check: bool, **options: Any) -> None:
+        request = request_of(options)
+        tenant = get_tenant(tenant_id)
+        if plan or check:
+            planned = plan_for(tenant, request.target)
+            if plan:
+                write_plan(self, tenant_id, planned, output=options["format"])
+            if check and planned.steps:
+                exit_with(EXIT_FAILED)
+            return
+        run = request_run(tenant, request, expected_digest=options["plan_digest"])
+        carry_out(self, run, **options)
+
+
+def carry_out(command: ServiceCommand, run: MigrationRun, *, format: str, verbosity: int, **options: Any) -> None:  # noqa: A002
+    """Do the run in this process, show it, and end the command as the run ends."""
+    presenter = Presenter(command.stdout, command.style, verbosity=0 if format == "json" else verbosity)
+    with graceful_stop(command.stderr.write) as should_stop:
+        work(run.pk, emit=presenter, should_stop=should_stop)
+    run.refresh_from_db()
+    if format == "json":
+        command.write_json(MigrationRunSerializer(run).data)
+    if run.state != RunState.SUCCEEDED:
+        raise failed(run.error_code, f"Migrations failed for tenant '{run.tenant_id}': {describe(presenter.ended[-1])}")

@@ -1,0 +1,68 @@
+import csv
+from io import StringIO
+from typing import Any
+
+from django.core.management.base import CommandParser
+from rich.console import Console
+from rich.table import Table
+
+from migrations_api.management.base import ServiceCommand
+from migrations_api.orchestrator.fleet import Standing, standings
+from tenants.models import Isolation, Tenant
+
+COLUMNS = ("tenant_id", "name", "isolation", "database", "database_name", "schema_name", "status", "applied", "pending")
+
+
+class Command(ServiceCommand):
+    help = "List the tenants and where each one stands."
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument("--isolation-type", choices=Isolation.values, help="Only tenants of this kind.")
+        parser.add_argument("--format", choices=["table", "json", "csv"], default="table")
+
+    def handle(self, *, isolation_type: str | None, format: str, **options: Any) -> None:  # noqa: A002
+        tenants = list(Tenant.objects.filter(**{"isolation": isolation_type} if isolation_type else {}))
+        rows = [_row(standing) for standing in standings(tenants)]
+        if format == "json":
+            self.write_json(rows)
+        elif format == "csv":
+            writer = csv.DictWriter(self.stdout, [*COLUMNS, "unknown", "detail"])
+            writer.writeheader()
+            writer.writerows({**row, "unknown": " ".join(row["unknown"])} for row in rows)
+        elif rows:
+            self._write_table(rows)
+        else:
+            self.stdout.write("There are no tenants. Create one with: manage.py createtenant")
+
+    def _write_table(self, rows: list[dict[str, Any]]) -> None:
+        table = Table(*[column.replace("_", " ") for column in COLUMNS], box=None, pad_edge=False)
+        for row in rows:
+            table.add_row(*[str(row[column]) for column in COLUMNS])
+        # Piped, the width is that of the content: a script or a file has no edge to wrap at.
+        width = None if self.stdout.isatty() else 10_000
+        console = Console(file=StringIO(), width=width, highlight=False, markup=False)
+        with console.capture() as capture:
+            console.print(table)
+        for line in capture.get().splitlines():
+            self.stdout.write(line.rstrip())
+        for row in rows:
+            if row["detail"] or row["unknown"]:
+                unknown = f"applied, but unknown to this code: {', '.join(row['unknown'])}" if row["unknown"] else ""
+                self.stdout.write(f"{row['tenant_id']}: {row['detail'] or unknown}")
+
+
+def _row(standing: Standing) -> dict[str, Any]:
+    tenant = standing.tenant
+    return {
+        "tenant_id": tenant.tenant_id,
+        "name": tenant.name,
+        "isolation": tenant.isolation,
+        "database": tenant.database,
+        "database_name": tenant.database_name,
+        "schema_name": tenant.schema_name,
+        "status": standing.status.value,
+        "applied": standing.applied,
+        "pending": standing.pending,
+        "unknown": list(standing.unknown),
+        "detail": standing.detail,
+    }

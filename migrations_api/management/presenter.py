@@ -1,0 +1,150 @@
+"""The promised text of a run, from its events. A tenant's lines stay together however many are worked on at once."""
+
+from collections import Counter, defaultdict
+from collections.abc import Callable
+
+from django.core.management.base import OutputWrapper
+from django.core.management.color import Style
+
+from migrations_api.events import Event, RunEnded, RunPlanned, RunStarted, RunWaiting, StepFinished, StepStarted
+from migrations_api.states import RunState
+
+MIGRATED, UNCHANGED, FAILED, SKIPPED, NOT_STARTED = "migrated", "unchanged", "failed", "skipped", "not started"
+
+_RESULTS = {
+    RunState.SUCCEEDED: MIGRATED,
+    RunState.FAILED: FAILED,
+    RunState.PARTIAL: FAILED,
+    RunState.SKIPPED: SKIPPED,
+    RunState.CANCELED: NOT_STARTED,
+}
+
+
+def result_of(event: RunEnded) -> str:
+    if event.state == RunState.SUCCEEDED and not event.steps:
+        return UNCHANGED
+    if event.state == RunState.CANCELED and event.error_code == "locked":
+        return FAILED
+    return _RESULTS[RunState(event.state)]
+
+
+class Presenter:
+    """Prints one tenant's run as Django's `migrate` would, with the tenant named."""
+
+    def __init__(self, stdout: OutputWrapper, style: Style, *, verbosity: int) -> None:
+        self.ended: list[RunEnded] = []
+        self._stdout = stdout
+        self._style = style
+        self._verbosity = verbosity
+        self._printers: dict[type[Event], Callable[..., str]] = {
+            RunStarted: self.run_started,
+            RunPlanned: self.run_planned,
+            StepStarted: self.step_started,
+            StepFinished: self.step_finished,
+            RunWaiting: self.run_waiting,
+            RunEnded: self.run_ended,
+        }
+        self._in_step: set[int] = set()
+
+    def __call__(self, event: Event) -> None:
+        text = self._printers[type(event)](event)
+        if isinstance(event, RunEnded):
+            self.ended.append(event)
+        if self._verbosity >= 1 and text:
+            self.write(event, text)
+
+    def write(self, event: Event, text: str) -> None:
+        self._stdout.write(text, ending="")
+        self._stdout.flush()
+
+    def run_started(self, event: RunStarted) -> str:
+        return f"Running migrations for tenant: {event.tenant_name}\n"
+
+    def run_planned(self, event: RunPlanned) -> str:
+        ahead = ""
+        if event.unknown:
+            ahead = f"  Applied, but unknown to this code (the tenant is ahead): {', '.join(event.unknown)}\n"
+        nothing = "" if event.steps else "  No migrations to apply.\n"
+        return f"Operations to perform:\n  {event.target}\n{ahead}Running migrations:\n{nothing}"
+
+    def step_started(self, event: StepStarted) -> str:
+        self._in_step.add(event.run_id)
+        return f"  {'Undoing ' if event.backwards else ''}{event.file} ..."
+
+    def step_finished(self, event: StepFinished) -> str:
+        self._in_step.discard(event.run_id)
+        took = f" ({event.seconds:.3f}s)" if self._verbosity >= 2 else ""
+        return f" {self._style.SUCCESS('FAKED' if event.faked else 'OK')}{took}\n"
+
+    def run_waiting(self, event: RunWaiting) -> str:
+        return f"{self._end_step(event)}  Waiting {event.seconds:.1f}s: {event.cause}\n"
+
+    def run_ended(self, event: RunEnded) -> str:
+        broken = self._end_step(event)
+        if event.state == RunState.SUCCEEDED:
+            return f"Migrations completed successfully for tenant '{event.tenant_id}'.\n"
+        return broken
+
+    def _end_step(self, event: Event) -> str:
+        if event.run_id not in self._in_step:
+            return ""
+        self._in_step.discard(event.run_id)
+        return f" {self._style.ERROR('FAILED')}\n"
+
+
+class FleetPresenter(Presenter):
+    """Prints a rollout, tenant by tenant; a tenant's lines are held back until it ends unless `live`."""
+
+    def __init__(self, stdout: OutputWrapper, style: Style, *, verbosity: int, live: bool, continues: bool) -> None:
+        super().__init__(stdout, style, verbosity=verbosity)
+        self._live = live
+        self._continues = continues
+        self._held: defaultdict[int, list[str]] = defaultdict(list)
+
+    def write(self, event: Event, text: str) -> None:
+        if self._live:
+            super().write(event, text)
+            return
+        self._held[event.run_id].append(text)
+        if isinstance(event, RunEnded):
+            super().write(event, "".join(self._held.pop(event.run_id)))
+
+    def run_started(self, event: RunStarted) -> str:
+        return f"Migrating tenant: {event.tenant_id}\n"
+
+    def run_planned(self, event: RunPlanned) -> str:
+        if event.unknown:
+            return f"  Applied, but unknown to this code (the tenant is ahead): {', '.join(event.unknown)}\n"
+        return ""
+
+    def run_ended(self, event: RunEnded) -> str:
+        result = result_of(event)
+        if result == MIGRATED:
+            text = f"✓ Tenant '{event.tenant_id}' migrated successfully.\n\n"
+        elif result == UNCHANGED:
+            text = f"✓ Tenant '{event.tenant_id}' is up to date.\n\n"
+        elif result == FAILED:
+            on = "Continuing with next tenant...\n" if self._continues else ""
+            text = f"✗ Migrations failed for tenant '{event.tenant_id}': {describe(event)}\n{on}\n"
+        else:
+            text = f"- Tenant '{event.tenant_id}' {result}: {event.message}\n\n"
+        return self._end_step(event) + text
+
+    def summary(self, results: dict[str, str]) -> str:
+        """The closing table: every tenant of the rollout once, and totals that count each kind apart."""
+        lines = ["Migration Summary:"]
+        marks = {MIGRATED: "✓", UNCHANGED: "✓", FAILED: "✗", SKIPPED: "-", NOT_STARTED: "-"}
+        words = {MIGRATED: "migrated successfully", FAILED: "FAILED"}
+        lines += [f"  {marks[result]} {tenant} - {words.get(result, result)}" for tenant, result in results.items()]
+        counts = Counter(results.values())
+        rest = [f"{counts[kind]} {kind}" for kind in (UNCHANGED, FAILED, SKIPPED, NOT_STARTED)]
+        noun = "tenant" if counts[MIGRATED] == 1 else "tenants"
+        lines.append(f"  Total: {counts[MIGRATED]} {noun} migrated, {', '.join(rest)}")
+        return "\n".join(lines) + "\n"
+
+
+def describe(event: RunEnded) -> str:
+    """What went wrong and in which step; the server's words and rows never come along."""
+    partial = " The tenant stands between two migrations." if event.state == RunState.PARTIAL else ""
+    step = f"{event.failed_step}: " if event.failed_step else ""
+    return f"{step}{event.message}{partial}"

@@ -1,0 +1,185 @@
+from collections.abc import Iterable
+from datetime import timedelta
+from typing import Any, ClassVar, Self
+
+from django.db import models
+from django.db.models import F, Q
+from django.db.models.functions import Coalesce, Now
+
+from migrations_api.plan import Applied, fingerprint
+from migrations_api.states import (
+    ACTIVE_RUN_STATES,
+    ROLLOUT_TRANSITIONS,
+    RUN_TRANSITIONS,
+    RolloutState,
+    RunState,
+    StepState,
+)
+from tenants.models import Tenant
+
+
+class RequestedVia(models.TextChoices):
+    COMMAND = "command"
+    API = "api"
+
+
+class AppliedSet(models.Model):
+    """A set of applied migrations, named by its content: thousands of tenants stand at a few of them."""
+
+    fingerprint = models.CharField(max_length=64, primary_key=True)
+    migrations = models.JSONField()
+
+    def __str__(self) -> str:
+        return self.fingerprint[:12]
+
+    @staticmethod
+    def store(applied: Applied) -> str:
+        """The set's fingerprint, under which it can be read from now on."""
+        name = fingerprint(applied)
+        rows = sorted([app_label, migration] for app_label, migration in applied)
+        AppliedSet.objects.bulk_create([AppliedSet(fingerprint=name, migrations=rows)], ignore_conflicts=True)
+        return name
+
+    @property
+    def keys(self) -> Applied:
+        return frozenset((app_label, name) for app_label, name in self.migrations)
+
+
+class RolloutQuerySet(models.QuerySet["Rollout"]):
+    def transition(self, action: str, **values: Any) -> bool:
+        """Do `action` on the one rollout selected, if its state allows it; False if not."""
+        sources, to = ROLLOUT_TRANSITIONS[action]
+        return self.filter(state__in=sources).update(state=to, **values) == 1
+
+
+class Rollout(models.Model):
+    """One migrate-all: what was asked for. What came of it is in its runs."""
+
+    class OnError(models.TextChoices):
+        CONTINUE = "continue"
+        FAIL = "fail"
+
+    state = models.CharField(max_length=9, choices=RolloutState, default=RolloutState.PENDING)
+    app_label = models.CharField(max_length=255, blank=True)
+    migration_name = models.CharField(max_length=255, blank=True)
+    options = models.JSONField(default=dict, blank=True)
+    on_error = models.CharField(max_length=8, choices=OnError, default=OnError.CONTINUE)
+    requested_by = models.CharField(max_length=150, blank=True)
+    requested_via = models.CharField(max_length=7, choices=RequestedVia)
+    created_at = models.DateTimeField(auto_now_add=True)
+    started_at = models.DateTimeField(null=True)
+    finished_at = models.DateTimeField(null=True)
+    # Whoever drives the rollout renews this; a rollout of which nobody does has lost its driver.
+    lease_expires_at = models.DateTimeField(null=True)
+
+    objects = RolloutQuerySet.as_manager()
+
+    class Meta:
+        ordering: ClassVar = ["-id"]
+
+    def __str__(self) -> str:
+        return f"rollout {self.pk}"
+
+
+class MigrationRunQuerySet(models.QuerySet["MigrationRun"]):
+    def active(self) -> Self:
+        return self.filter(state__in=ACTIVE_RUN_STATES)
+
+    def transition(self, action: str, **values: Any) -> int:
+        """Do `action` on those of the runs whose state allows it; returns on how many."""
+        sources, to = RUN_TRANSITIONS[action]
+        return self.filter(state__in=sources).update(state=to, **values)
+
+    def held_by(self, run_id: int, attempt: int) -> Self:
+        """The run, while that attempt is its newest: the attempt number is a fencing token."""
+        return self.filter(pk=run_id, attempt=attempt)
+
+    def claim(self, run_id: int, *, lease: float) -> "MigrationRun | None":
+        """Make the run `running` as a new attempt, for `lease` seconds; None when somebody else did or it ended."""
+        claimed = self.filter(pk=run_id).transition(
+            "claim",
+            attempt=F("attempt") + 1,
+            waiting_cause="",
+            started_at=Coalesce("started_at", Now()),
+            lease_expires_at=Now() + timedelta(seconds=lease),
+        )
+        return self.select_related("tenant").get(pk=run_id) if claimed else None
+
+
+class MigrationRun(models.Model):
+    """One tenant, one attempt to carry out a plan; kept when the tenant is forgotten."""
+
+    tenant = models.ForeignKey(Tenant, on_delete=models.DO_NOTHING, db_constraint=False, related_name="runs")
+    rollout = models.ForeignKey(Rollout, on_delete=models.PROTECT, null=True, related_name="runs")
+    wave = models.PositiveIntegerField(default=0)
+    state = models.CharField(max_length=9, choices=RunState, default=RunState.PENDING)
+    waiting_cause = models.CharField(max_length=500, blank=True)
+    app_label = models.CharField(max_length=255, blank=True)
+    migration_name = models.CharField(max_length=255, blank=True)
+    options = models.JSONField(default=dict, blank=True)
+    requested_by = models.CharField(max_length=150, blank=True)
+    requested_via = models.CharField(max_length=7, choices=RequestedVia)
+    created_at = models.DateTimeField(auto_now_add=True)
+    started_at = models.DateTimeField(null=True)
+    finished_at = models.DateTimeField(null=True)
+    attempt = models.PositiveIntegerField(default=0)
+    lease_expires_at = models.DateTimeField(null=True)
+    expected_digest = models.CharField(max_length=64, blank=True)
+    plan_digest = models.CharField(max_length=64, blank=True)
+    applied_before = models.ForeignKey(AppliedSet, on_delete=models.PROTECT, null=True, related_name="+")
+    applied_after = models.ForeignKey(AppliedSet, on_delete=models.PROTECT, null=True, related_name="+")
+    error_code = models.CharField(max_length=50, blank=True)
+    error_class = models.CharField(max_length=200, blank=True)
+    sqlstate = models.CharField(max_length=5, blank=True)
+    failed_step = models.CharField(max_length=511, blank=True)
+    message = models.CharField(max_length=1000, blank=True)
+
+    objects = MigrationRunQuerySet.as_manager()
+
+    class Meta:
+        ordering: ClassVar = ["-id"]
+        constraints: ClassVar = [
+            models.UniqueConstraint(
+                fields=["tenant"], condition=Q(state__in=sorted(ACTIVE_RUN_STATES)), name="one_active_run_per_tenant"
+            ),
+            models.UniqueConstraint(fields=["rollout", "tenant"], name="one_run_per_tenant_and_rollout"),
+        ]
+        indexes: ClassVar = [
+            models.Index(fields=["tenant", "-id"], name="run_by_tenant"),
+            models.Index(fields=["rollout", "state", "wave"], name="run_by_rollout_state"),
+            models.Index(
+                fields=["lease_expires_at"], condition=Q(state__in=sorted(ACTIVE_RUN_STATES)), name="run_by_lease"
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"run {self.pk}"
+
+    @property
+    def is_active(self) -> bool:
+        return self.state in ACTIVE_RUN_STATES
+
+
+class RunStep(models.Model):
+    """One step of a run's plan. `running` in a run that has ended is where its worker stopped."""
+
+    run = models.ForeignKey(MigrationRun, on_delete=models.CASCADE, related_name="steps")
+    position = models.PositiveIntegerField()
+    app_label = models.CharField(max_length=255)
+    name = models.CharField(max_length=255)
+    backwards = models.BooleanField(default=False)
+    atomic = models.BooleanField(default=True)
+    state = models.CharField(max_length=7, choices=StepState, default=StepState.PENDING)
+    started_at = models.DateTimeField(null=True)
+    seconds = models.FloatField(null=True, help_text="How long the step took.")
+
+    class Meta:
+        ordering: ClassVar = ["position"]
+        constraints: ClassVar = [models.UniqueConstraint(fields=["run", "position"], name="step_position_unique")]
+
+    def __str__(self) -> str:
+        return f"{self.app_label}.{self.name}"
+
+
+def done_keys(steps: Iterable[RunStep]) -> Applied:
+    return frozenset((step.app_label, step.name) for step in steps if step.state in {StepState.DONE, StepState.FAKED})

@@ -1,0 +1,95 @@
+"""Settle runs whose worker is gone, by reading the tenant and never by guessing."""
+
+import logging
+from collections.abc import Collection
+
+from django.db.models import Q
+from django.db.models.functions import Now
+
+from migrations_api.exceptions import TenantLocked
+from migrations_api.executor import Failure
+from migrations_api.executor.applied import TenantRecorder
+from migrations_api.executor.lock import tenant_lock
+from migrations_api.models import AppliedSet, MigrationRun, Rollout, RunStep
+from migrations_api.orchestrator.recorder import failure_values
+from migrations_api.orchestrator.rollouts import finish_if_done
+from migrations_api.plan import Applied
+from migrations_api.states import ACTIVE_ROLLOUT_STATES, RunState, StepState
+from tenants.exceptions import NotProvisioned, ServiceError
+from tenants.models import Tenant
+from tenants.sessions import tenant_session
+
+logger = logging.getLogger(__name__)
+
+
+def settle_abandoned(tenant_ids: Collection[str] | None = None) -> None:
+    """End every run whose lease has run out, and cancel what a rollout that lost its driver had not started."""
+    runs = MigrationRun.objects.active()
+    if tenant_ids is not None:
+        runs = runs.filter(tenant_id__in=tenant_ids)
+    for run in runs.filter(state=RunState.RUNNING, lease_expires_at__lt=Now()).select_related("tenant"):
+        _settle(run)
+    waiting = Q(state__in=[RunState.PENDING, RunState.WAITING], lease_expires_at__lt=Now())
+    orphaned = Q(state=RunState.PENDING, rollout__lease_expires_at__lt=Now())
+    runs.filter(pk__in=runs.filter(waiting | orphaned).values("pk")).transition(
+        "cancel",
+        finished_at=Now(),
+        lease_expires_at=None,
+        error_code="abandoned",
+        message="Whoever was to carry it out ended before it did.",
+    )
+    for rollout in Rollout.objects.filter(state__in=ACTIVE_ROLLOUT_STATES, lease_expires_at__lt=Now()):
+        finish_if_done(rollout)
+
+
+def _settle(run: MigrationRun) -> None:
+    try:
+        applied = _read_under_lock(run.tenant)
+    except NotProvisioned:
+        applied = frozenset()
+    except TenantLocked as error:
+        # The session that holds the lock is the worker's own: it is late, not gone.
+        logger.warning("run %s of tenant %s is overdue: %s", run.pk, run.tenant_id, error.message)
+        return
+    except ServiceError as error:
+        logger.warning("run %s of tenant %s cannot be settled yet: %s", run.pk, run.tenant_id, error.message)
+        MigrationRun.objects.held_by(run.pk, run.attempt).active().update(waiting_cause=error.message[:500])
+        return
+    step = run.steps.filter(state=StepState.RUNNING).first()
+    partial = _settle_step(step, applied) if step else False
+    failure = Failure(
+        code="worker_lost",
+        error_class="",
+        step=str(step) if step and step.state != StepState.DONE else "",
+        message="The worker ended in the middle of the run. "
+        + (
+            f"{step} is not atomic and may have stopped half-way."
+            if partial
+            else "The tenant stands between two steps."
+        ),
+    )
+    settled = MigrationRun.objects.held_by(run.pk, run.attempt).transition(
+        "leave_partial" if partial else "fail",
+        attempt=run.attempt + 1,
+        finished_at=Now(),
+        lease_expires_at=None,
+        applied_after_id=AppliedSet.store(applied),
+        **failure_values(failure),
+    )
+    if settled:
+        logger.warning("run %s of tenant %s lost its worker and was settled", run.pk, run.tenant_id)
+
+
+def _read_under_lock(tenant: Tenant) -> Applied:
+    with tenant_session(tenant, application_name="tenant-migrations settle", writable=False) as connection:
+        database = connection.settings_dict["NAME"]
+        with tenant_lock(connection, database=database, schema=tenant.schema_name, wait=0):
+            return TenantRecorder(connection, tenant.schema_name).applied_keys()
+
+
+def _settle_step(step: RunStep, applied: Applied) -> bool:
+    """Record what became of the step that was in flight; True if the tenant may stand in the middle of it."""
+    done = ((step.app_label, step.name) in applied) != step.backwards
+    step.state = StepState.DONE if done else StepState.FAILED
+    RunStep.objects.filter(pk=step.pk, state=StepState.RUNNING).update(state=step.state)
+    return not done and not step.atomic

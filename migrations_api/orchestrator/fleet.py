@@ -1,0 +1,232 @@
+"""Where each tenant stands, read in bounded batches: one statement for many schemas, a few databases at a time."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from enum import StrEnum
+
+from django.db.backends.utils import CursorWrapper
+from django.db.models import OuterRef, Subquery
+from psycopg2 import sql
+
+from migrations_api.exceptions import PlanError
+from migrations_api.executor.applied import TABLE
+from migrations_api.models import MigrationRun
+from migrations_api.orchestrator.sources import source_for
+from migrations_api.plan import Applied, Key, Plan, Target, fingerprint, full_order, make_plan
+from migrations_api.states import RunState
+from tenants.backends import backend_for
+from tenants.backends.base import server_cursor
+from tenants.conf import load_conf
+from tenants.exceptions import NotProvisioned, ServiceError
+from tenants.models import Isolation, Tenant
+from tenants.servers import DatabaseSettings
+from tenants.sessions import refuse_control_plane
+
+
+class TenantStatus(StrEnum):
+    UP_TO_DATE = "up_to_date"
+    PENDING = "pending"
+    AHEAD = "ahead"
+    PARTIAL = "partial"
+    UNREACHABLE = "unreachable"
+    UNPROVISIONED = "unprovisioned"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Observation:
+    """What was read of one tenant: each applied migration with its time, or why it could not be read."""
+
+    applied: dict[Key, datetime] | None = None
+    error: ServiceError | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """One tenant against the code: `detail` says why where there is no plan, or no good one."""
+
+    tenant: Tenant
+    status: TenantStatus
+    applied: int = 0
+    pending: int = 0
+    unknown: tuple[str, ...] = ()
+    detail: str = ""
+
+
+def observe(tenants: Iterable[Tenant]) -> dict[str, Observation]:
+    """Read what each tenant has applied, by tenant id; creates nothing, and an unreachable tenant is no error."""
+    groups: defaultdict[str, list[Tenant]] = defaultdict(list)
+    settings: dict[str, DatabaseSettings] = {}
+    found: dict[str, Observation] = {}
+    for tenant in tenants:
+        try:
+            refuse_control_plane(tenant)
+            home = backend_for(tenant).connection_settings(tenant)
+        except ServiceError as error:
+            found[tenant.tenant_id] = Observation(error=error)
+            continue
+        key = repr(sorted((name, str(home.get(name))) for name in ("HOST", "PORT", "NAME", "USER", "OPTIONS")))
+        settings[key] = home
+        groups[key].append(tenant)
+    with ThreadPoolExecutor(max_workers=load_conf().read_concurrency) as pool:
+        for part in pool.map(_observe_database, settings.values(), [groups[key] for key in settings]):
+            found |= part
+    return found
+
+
+def _observe_database(settings: DatabaseSettings, tenants: Sequence[Tenant]) -> dict[str, Observation]:
+    try:
+        with server_cursor(settings) as cursor:
+            return dict(_observe_schemas(cursor, tenants))
+    except ServiceError as error:
+        return {tenant.tenant_id: Observation(error=error) for tenant in tenants}
+
+
+def _observe_schemas(cursor: CursorWrapper, tenants: Sequence[Tenant]) -> Iterator[tuple[str, Observation]]:
+    cursor.execute(
+        "SELECT n.nspname, c.oid IS NOT NULL FROM pg_namespace n LEFT JOIN pg_class c"
+        " ON c.relnamespace = n.oid AND c.relname = %s AND c.relkind IN ('r', 'p') WHERE n.nspname = ANY(%s)",
+        [TABLE, [tenant.schema_name for tenant in tenants]],
+    )
+    has_table: dict[str, bool] = dict(cursor.fetchall())
+    recorded = [tenant for tenant in tenants if has_table.get(tenant.schema_name)]
+    rows = _read_rows(cursor, [tenant.schema_name for tenant in recorded])
+    for tenant in tenants:
+        if tenant.schema_name not in has_table:
+            error = NotProvisioned(f"The schema '{tenant.schema_name}' does not exist.")
+            yield tenant.tenant_id, Observation(error=error)
+        else:
+            yield tenant.tenant_id, Observation(applied=rows.get(tenant.schema_name, {}))
+
+
+def _read_rows(cursor: CursorWrapper, schemas: Sequence[str]) -> dict[str, dict[Key, datetime]]:
+    """One statement per batch: each schema in it costs locks, and a statement over all of a fleet ran out of them."""
+    size = load_conf().read_batch
+    rows: defaultdict[str, dict[Key, datetime]] = defaultdict(dict)
+    one = sql.SQL("SELECT {}::text, app, name, applied FROM {}")
+    for start in range(0, len(schemas), size):
+        batch = schemas[start : start + size]
+        parts = [one.format(sql.Literal(schema), sql.Identifier(schema, TABLE)) for schema in batch]
+        cursor.execute(sql.SQL(" UNION ALL ").join(parts))
+        for schema, app_label, name, applied in cursor.fetchall():
+            rows[schema][app_label, name] = applied
+    return rows
+
+
+def standings(tenants: Sequence[Tenant], target: Target | None = None) -> list[Standing]:
+    """Each tenant's standing in the order given; a plan is made once for all tenants that stand at the same place."""
+    seen = observe(tenants)
+    partial = _partial_tenants()
+    plans: dict[tuple[str, str], Plan | PlanError] = {}
+    return [_standing(tenant, seen[tenant.tenant_id], partial, plans, target or Target()) for tenant in tenants]
+
+
+def _standing(
+    tenant: Tenant,
+    observation: Observation,
+    partial: frozenset[str],
+    plans: dict[tuple[str, str], Plan | PlanError],
+    target: Target,
+) -> Standing:
+    if observation.applied is None:
+        unprovisioned = isinstance(observation.error, NotProvisioned)
+        status = TenantStatus.UNPROVISIONED if unprovisioned else TenantStatus.UNREACHABLE
+        return Standing(tenant=tenant, status=status, detail=observation.error.message if observation.error else "")
+    applied: Applied = frozenset(observation.applied)
+    plan = _plan_once(tenant, applied, plans, target)
+    is_partial = tenant.tenant_id in partial
+    if isinstance(plan, PlanError):
+        status = TenantStatus.PARTIAL if is_partial else TenantStatus.PENDING
+        return Standing(tenant=tenant, status=status, applied=len(applied), detail=plan.message)
+    own = len(plan.applied)
+    if is_partial:
+        status = TenantStatus.PARTIAL
+    elif plan.unknown:
+        status = TenantStatus.AHEAD
+    else:
+        status = TenantStatus.PENDING if plan.steps else TenantStatus.UP_TO_DATE
+    return Standing(tenant=tenant, status=status, applied=own, pending=len(plan.steps), unknown=plan.unknown)
+
+
+def _plan_once(
+    tenant: Tenant, applied: Applied, plans: dict[tuple[str, str], Plan | PlanError], target: Target
+) -> Plan | PlanError:
+    kind = Isolation.SHARED if tenant.isolation == Isolation.SHARED else Isolation.SCHEMA
+    key = (kind, fingerprint(applied))
+    if key not in plans:
+        try:
+            plans[key] = make_plan(source_for(kind), applied, target)
+        except PlanError as error:
+            plans[key] = error
+    return plans[key]
+
+
+def _partial_tenants() -> frozenset[str]:
+    """Tenants whose newest run left them between two boundaries."""
+    newest = MigrationRun.objects.filter(tenant=OuterRef("pk")).order_by("-pk").values("state")[:1]
+    tenants = Tenant.objects.annotate(newest=Subquery(newest)).filter(newest=RunState.PARTIAL)
+    return frozenset(tenants.values_list("pk", flat=True))
+
+
+def plan_for(tenant: Tenant, target: Target) -> Plan:
+    """The plan of one tenant, read and made without changing anything; raises PlanError or why it cannot be read."""
+    observation = observe([tenant])[tenant.tenant_id]
+    if observation.applied is None:
+        raise observation.error or ServiceError()
+    return make_plan(source_for(tenant.isolation), frozenset(observation.applied), target)
+
+
+def plans_for(tenants: Sequence[Tenant], target: Target) -> Iterator[tuple[Tenant, Plan | ServiceError]]:
+    """Each tenant with its plan, or with why there is none; made once for all that stand at the same place."""
+    seen = observe(tenants)
+    plans: dict[tuple[str, str], Plan | PlanError] = {}
+    for tenant in tenants:
+        observation = seen[tenant.tenant_id]
+        if observation.applied is None:
+            yield tenant, observation.error or ServiceError()
+        else:
+            yield tenant, _plan_once(tenant, frozenset(observation.applied), plans, target)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MigrationRecord:
+    """One migration of a tenant's apps; `known` is False for one that is applied and not in this code."""
+
+    app_label: str
+    name: str
+    applied: datetime | None
+    known: bool
+
+    def as_dict(self) -> dict[str, object]:
+        return asdict(self)
+
+
+def migration_records(tenant: Tenant) -> list[MigrationRecord]:
+    """Every migration on disk in the order of a full plan, then those only the tenant knows; raises why not."""
+    observation = observe([tenant])[tenant.tenant_id]
+    if observation.applied is None:
+        raise observation.error or ServiceError()
+    source = source_for(tenant.isolation)
+    plan = make_plan(source, frozenset(observation.applied), Target())
+    times = observation.applied
+    records = [
+        MigrationRecord(app_label=app_label, name=name, applied=_applied_at(plan, (app_label, name), times), known=True)
+        for app_label, name in full_order(plan)
+    ]
+    unknown = sorted(tuple(item.split(".", 1)) for item in plan.unknown)
+    records += [
+        MigrationRecord(app_label=app, name=name, applied=times[app, name], known=False) for app, name in unknown
+    ]
+    return records
+
+
+def _applied_at(plan: Plan, key: Key, times: dict[Key, datetime]) -> datetime | None:
+    """A squashed migration counts from when the last one that it replaces was applied, as in showmigrations."""
+    if key in times:
+        return times[key]
+    replaced = [tuple(item) for item in plan.loader.graph.nodes[key].replaces]
+    if replaced and all(item in times for item in replaced):
+        return max(times[app_label, name] for app_label, name in replaced)
+    return None

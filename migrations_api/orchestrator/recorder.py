@@ -1,0 +1,142 @@
+"""Writes what happens to a run, each time as a conditional UPDATE that only the newest attempt can make."""
+
+from collections.abc import Callable
+from typing import Any
+
+from django.db.models.functions import Now
+
+from migrations_api.dispatch.base import Emit, ShouldStop
+from migrations_api.events import Event, RunEnded, RunPlanned, StepFinished, StepStarted
+from migrations_api.exceptions import InvalidTransition
+from migrations_api.executor import End, Failure, Outcome, StepResult
+from migrations_api.models import AppliedSet, MigrationRun, RunStep
+from migrations_api.plan import Applied, Plan, Step
+from migrations_api.states import StepState
+from tenants.binding import control_plane
+
+_ENDS = {End.SUCCEEDED: "succeed", End.FAILED: "fail", End.PARTIAL: "leave_partial", End.CANCELED: "cancel"}
+
+
+class AttemptLost(InvalidTransition):
+    """Another worker has taken the run over."""
+
+    code = "attempt_lost"
+
+
+class Recorder:
+    """The executor's observer for one attempt of one run."""
+
+    def __init__(self, run: MigrationRun, *, emit: Emit, should_stop: ShouldStop) -> None:
+        self.run = run
+        self.should_stop = should_stop
+        self._emit = emit
+        self._mine = MigrationRun.objects.held_by(run.pk, run.attempt)
+        self._positions: dict[Step, int] = {}
+
+    def tell(self, kind: Callable[..., Event], **values: Any) -> None:
+        self._emit(kind(run_id=self.run.pk, tenant_id=self.run.tenant_id, **values))
+
+    def planned(self, plan: Plan) -> None:
+        with control_plane():
+            self._update(plan_digest=plan.digest, applied_before_id=AppliedSet.store(plan.applied))
+            self.run.steps.all().delete()
+            if not self.run.options.get("prune"):
+                self._positions = {step: position for position, step in enumerate(plan.steps, 1)}
+                RunStep.objects.bulk_create(_row(self.run, step, place) for step, place in self._positions.items())
+        self.tell(RunPlanned, target=describe_target(plan), steps=len(plan.steps), unknown=plan.unknown)
+
+    def step_started(self, step: Step) -> None:
+        with control_plane():
+            self._step(step, state=StepState.RUNNING, started_at=Now())
+        self.tell(StepStarted, file=step.file, backwards=step.backwards)
+
+    def step_finished(self, result: StepResult) -> None:
+        state = StepState.FAKED if result.faked else StepState.DONE
+        with control_plane():
+            self._step(result.step, state=state, seconds=result.seconds)
+        self.tell(
+            StepFinished,
+            file=result.step.file,
+            backwards=result.step.backwards,
+            faked=result.faked,
+            seconds=result.seconds,
+        )
+
+    def ended(self, outcome: Outcome) -> None:
+        if outcome.end is End.FAILED and outcome.failure and outcome.failure.step:
+            self.run.steps.filter(state=StepState.RUNNING).update(state=StepState.FAILED)
+        self.finish(
+            _ENDS[outcome.end],
+            outcome.failure,
+            applied_before=outcome.before,
+            applied_after=outcome.after,
+            steps=len(outcome.results),
+        )
+
+    def finish(
+        self,
+        action: str,
+        failure: Failure | None = None,
+        *,
+        applied_before: Applied | None = None,
+        applied_after: Applied | None = None,
+        steps: int = 0,
+    ) -> None:
+        """End the run by `action`; nothing happens if another attempt has it."""
+        values: dict[str, Any] = {"finished_at": Now(), "lease_expires_at": None, "waiting_cause": ""}
+        if applied_before is not None and applied_after is not None:
+            values["applied_before_id"] = AppliedSet.store(applied_before)
+            values["applied_after_id"] = AppliedSet.store(applied_after)
+        values |= failure_values(failure)
+        if not self._mine.transition(action, **values):
+            return
+        self.run.refresh_from_db()
+        self.tell(
+            RunEnded,
+            state=self.run.state,
+            steps=steps,
+            error_code=self.run.error_code,
+            failed_step=self.run.failed_step,
+            message=self.run.message,
+        )
+
+    def _update(self, **values: Any) -> None:
+        if not self._mine.active().update(**values):
+            raise AttemptLost
+
+    def _step(self, step: Step, **values: Any) -> None:
+        self._update(waiting_cause="")
+        self.run.steps.filter(position=self._positions[step]).update(**values)
+
+
+def failure_values(failure: Failure | None) -> dict[str, str]:
+    if failure is None:
+        return {}
+    return {
+        "error_code": failure.code,
+        "error_class": failure.error_class[:200],
+        "sqlstate": failure.sqlstate,
+        "failed_step": failure.step,
+        "message": failure.message[:1000],
+    }
+
+
+def describe_target(plan: Plan) -> str:
+    """The line that Django's `migrate` prints under "Operations to perform"."""
+    app_label, name = plan.target.app_label, plan.target.migration_name
+    if name == "zero":
+        return f"Unapply all migrations: {app_label}"
+    if name is not None:
+        return f"Target specific migration: {plan.nodes[0][1]}, from {app_label}"
+    return f"Apply all migrations: {', '.join(plan.app_labels) or '(none)'}"
+
+
+def _row(run: MigrationRun, step: Step, position: int) -> RunStep:
+    return RunStep(
+        run=run,
+        position=position,
+        app_label=step.app_label,
+        name=step.name,
+        backwards=step.backwards,
+        atomic=step.atomic,
+    )

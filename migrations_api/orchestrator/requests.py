@@ -1,0 +1,131 @@
+"""What a caller asks for becomes rows; nothing is carried out here."""
+
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from datetime import timedelta
+
+from django.db import IntegrityError, transaction
+from django.utils import timezone
+
+from migrations_api.exceptions import InvalidOptions, RunActive, UnloadableMigrations
+from migrations_api.executor import Options
+from migrations_api.models import MigrationRun, RequestedVia, Rollout
+from migrations_api.orchestrator.abandoned import settle_abandoned
+from migrations_api.orchestrator.sources import source_for
+from migrations_api.plan import Target, check_target
+from tenants.app_sets import tenant_app_labels
+from tenants.conf import load_conf
+from tenants.exceptions import TenantNotFound
+from tenants.models import Isolation, Tenant
+from tenants.provisioning import forget_tenant
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What is to be done, and who asks for it."""
+
+    target: Target = field(default_factory=Target)
+    options: Options = field(default_factory=Options)
+    by: str = ""
+    via: str = RequestedVia.COMMAND
+
+
+def get_tenant(tenant_id: str) -> Tenant:
+    try:
+        return Tenant.objects.get(pk=tenant_id)
+    except (Tenant.DoesNotExist, ValueError) as error:
+        raise TenantNotFound(tenant_id) from error
+
+
+def forget(tenant: Tenant, *, drop: bool) -> None:
+    """Forget a tenant that has no unfinished run; raises RunActive, or what forget_tenant() does."""
+    settle_abandoned([tenant.tenant_id])
+    if active := MigrationRun.objects.active().filter(tenant=tenant).first():
+        raise RunActive(tenant.tenant_id, active.pk)
+    forget_tenant(tenant, drop=drop)
+
+
+def request_run(tenant: Tenant, request: Request, *, expected_digest: str = "") -> MigrationRun:
+    """A pending run; raises RunActive when the tenant has one that is not finished, or InvalidOptions."""
+    _check_options(request)
+    _check_target(tenant.isolation, request.target)
+    settle_abandoned([tenant.tenant_id])
+    try:
+        with transaction.atomic():
+            run = _run(tenant, request)
+            run.expected_digest = expected_digest
+            if request.via == RequestedVia.COMMAND:
+                # The command carries it out itself; a coordinator waits for what the API asked for, however long.
+                run.lease_expires_at = timezone.now() + timedelta(seconds=load_conf().lease)
+            run.save(force_insert=True)
+    except IntegrityError as error:
+        active = MigrationRun.objects.active().filter(tenant=tenant).first()
+        if active is None:
+            raise
+        raise RunActive(tenant.tenant_id, active.pk) from error
+    return run
+
+
+def request_rollout(
+    tenants: Iterable[Tenant], request: Request, *, on_error: str = Rollout.OnError.CONTINUE
+) -> tuple[Rollout, list[RunActive]]:
+    """A rollout with a pending run for each tenant, shared ones in the first wave, the rest in the order of their ids.
+
+    Tenants that have an unfinished run are left out and returned. A target has to exist for at least one kind of tenant
+    and reaches only the kinds for which it does. Raises InvalidOptions or PlanError.
+    """
+    _check_options(request)
+    chosen = _concerned(sorted(tenants, key=lambda tenant: tenant.tenant_id), request.target)
+    settle_abandoned()
+    with transaction.atomic():
+        rollout = Rollout.objects.create(on_error=on_error, requested_by=request.by, **_asked(request))
+        runs = [_run(tenant, request, rollout) for tenant in chosen]
+        MigrationRun.objects.bulk_create(runs, batch_size=1000, ignore_conflicts=True)
+        created = set(rollout.runs.values_list("tenant_id", flat=True))
+        left_out = {tenant.pk for tenant in chosen} - created
+        active = MigrationRun.objects.active().filter(tenant_id__in=left_out).order_by("tenant_id")
+        busy = [RunActive(run.tenant_id, run.pk) for run in active]
+    return rollout, busy
+
+
+def _asked(request: Request) -> dict[str, object]:
+    return {
+        "app_label": request.target.app_label or "",
+        "migration_name": request.target.migration_name or "",
+        "options": {name: value for name, value in asdict(request.options).items() if value},
+        "requested_via": request.via,
+    }
+
+
+def _run(tenant: Tenant, request: Request, rollout: Rollout | None = None) -> MigrationRun:
+    wave = 0 if rollout is None or tenant.isolation == Isolation.SHARED else 1
+    return MigrationRun(tenant=tenant, rollout=rollout, wave=wave, requested_by=request.by, **_asked(request))
+
+
+def _concerned(tenants: Sequence[Tenant], target: Target) -> list[Tenant]:
+    if target.app_label is None:
+        return list(tenants)
+    kinds = {tenant.isolation for tenant in tenants}
+    concerned = {kind for kind in kinds if target.app_label in tenant_app_labels(kind)}
+    for kind in sorted(concerned or kinds):
+        _check_target(kind, target)
+    return [tenant for tenant in tenants if tenant.isolation in concerned]
+
+
+def _check_target(isolation: str, target: Target) -> None:
+    if target == Target():
+        return
+    # Migrations that cannot be loaded are no mistake of the caller's: each run tells of them.
+    with suppress(UnloadableMigrations):
+        check_target(source_for(isolation), target)
+
+
+def _check_options(request: Request) -> None:
+    options, target = request.options, request.target
+    if options.prune and not target.app_label:
+        raise InvalidOptions("Migrations can be pruned only when an app is specified.")
+    if options.prune and (target.migration_name or options.fake or options.fake_initial or options.run_syncdb):
+        raise InvalidOptions("Pruning takes an app and nothing else.")
+    if options.fake and options.fake_initial:
+        raise InvalidOptions("Choose one of fake and fake-initial.")

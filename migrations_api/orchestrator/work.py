@@ -1,0 +1,95 @@
+"""Carry out one run: claim it, execute its plan, try again what is transient, record how it ended."""
+
+import logging
+import random
+import time
+from datetime import timedelta
+
+from django.db.models.functions import Now
+
+from migrations_api.dispatch.base import Emit, ShouldStop
+from migrations_api.events import RunStarted, RunWaiting
+from migrations_api.exceptions import TenantLocked
+from migrations_api.executor import End, Failure, Options, Outcome, execute, failure_of
+from migrations_api.models import MigrationRun
+from migrations_api.orchestrator.heartbeat import heartbeat
+from migrations_api.orchestrator.recorder import AttemptLost, Recorder
+from migrations_api.orchestrator.sources import source_for
+from migrations_api.plan import Target
+from tenants.conf import Conf, load_conf
+from tenants.exceptions import NotProvisioned, ServerUnreachable, ServiceError
+
+logger = logging.getLogger(__name__)
+
+
+def work(run_id: int, *, emit: Emit, should_stop: ShouldStop) -> None:
+    """Bring a pending run to its end. Nothing happens when it is somebody else's or has ended."""
+    conf = load_conf()
+    run = MigrationRun.objects.claim(run_id, lease=conf.lease)
+    if run is None:
+        return
+    Recorder(run, emit=emit, should_stop=should_stop).tell(RunStarted, tenant_name=run.tenant.name)
+    while run is not None:
+        recorder = Recorder(run, emit=emit, should_stop=should_stop)
+        with heartbeat(run.pk, run.attempt, conf):
+            failure = _attempt(run, recorder)
+        if failure is None:
+            return
+        run = _wait(run, recorder, failure, conf)
+
+
+def _attempt(run: MigrationRun, recorder: Recorder) -> Failure | None:
+    """One attempt; a Failure is returned when another attempt may succeed, otherwise the run has its end."""
+    last = run.attempt >= load_conf().attempts
+    try:
+        outcome = _execute(run, recorder)
+    except AttemptLost:
+        logger.warning("run %s of tenant %s was taken over", run.pk, run.tenant_id)
+        return None
+    except ServiceError as error:
+        failure = failure_of(error)
+        if isinstance(error, TenantLocked | ServerUnreachable) and not last:
+            return failure
+        recorder.finish(_end_of(error, run), failure)
+        return None
+    if outcome.failure is not None and outcome.failure.transient and outcome.end is End.FAILED and not last:
+        return outcome.failure
+    recorder.ended(outcome)
+    return None
+
+
+def _end_of(error: ServiceError, run: MigrationRun) -> str:
+    if isinstance(error, TenantLocked):
+        return "cancel"
+    if isinstance(error, NotProvisioned) and run.rollout_id is not None:
+        return "skip"
+    return "fail"
+
+
+def _execute(run: MigrationRun, recorder: Recorder) -> Outcome:
+    return execute(
+        run.tenant,
+        source_for(run.tenant.isolation),
+        Target(app_label=run.app_label or None, migration_name=run.migration_name or None),
+        Options(**run.options),
+        observer=recorder,
+        application_name=f"tenant-migrations run={run.pk} tenant={run.tenant_id}",
+        plan_digest=run.expected_digest,
+    )
+
+
+def _wait(run: MigrationRun, recorder: Recorder, failure: Failure, conf: Conf) -> MigrationRun | None:
+    """Back off, then claim the run once more; None when it was canceled or taken over meanwhile."""
+    seconds = conf.backoff * 2 ** (run.attempt - 1) * random.uniform(0.5, 1.5)  # noqa: S311 - jitter
+    held = MigrationRun.objects.held_by(run.pk, run.attempt)
+    lease = Now() + timedelta(seconds=seconds + conf.lease)
+    if not held.transition("wait", waiting_cause=failure.message[:500], lease_expires_at=lease):
+        return None
+    recorder.tell(RunWaiting, cause=failure.message, seconds=seconds)
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if recorder.should_stop():
+            recorder.finish("cancel", failure)
+            return None
+        time.sleep(0.05)
+    return MigrationRun.objects.claim(run.pk, lease=conf.lease)

@@ -1,0 +1,72 @@
+"""The states of runs and rollouts and the one table of what leads from which to which."""
+
+from collections.abc import Mapping
+from typing import Final, NamedTuple
+
+from django.db.models import TextChoices
+
+
+class RunState(TextChoices):
+    PENDING = "pending"
+    RUNNING = "running"
+    WAITING = "waiting"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    PARTIAL = "partial"
+    CANCELED = "canceled"
+    SKIPPED = "skipped"
+
+
+class RolloutState(TextChoices):
+    PENDING = "pending"
+    RUNNING = "running"
+    PAUSING = "pausing"
+    PAUSED = "paused"
+    CANCELING = "canceling"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELED = "canceled"
+
+
+class StepState(TextChoices):
+    PENDING = "pending"
+    RUNNING = "running"
+    DONE = "done"
+    FAKED = "faked"
+    FAILED = "failed"
+
+
+class Transition(NamedTuple):
+    sources: frozenset[str]
+    to: str
+
+
+def _table(rows: Mapping[str, tuple[set[str], str]]) -> dict[str, Transition]:
+    return {action: Transition(frozenset(sources), to) for action, (sources, to) in rows.items()}
+
+
+_R = RunState
+RUN_TRANSITIONS: Final = _table(
+    {
+        "claim": ({_R.PENDING, _R.WAITING}, _R.RUNNING),
+        "wait": ({_R.RUNNING}, _R.WAITING),
+        "succeed": ({_R.RUNNING}, _R.SUCCEEDED),
+        "fail": ({_R.RUNNING}, _R.FAILED),
+        "leave_partial": ({_R.RUNNING}, _R.PARTIAL),
+        "cancel": ({_R.PENDING, _R.WAITING, _R.RUNNING}, _R.CANCELED),
+        "skip": ({_R.PENDING, _R.RUNNING}, _R.SKIPPED),
+    }
+)
+ACTIVE_RUN_STATES: Final = frozenset({_R.PENDING, _R.RUNNING, _R.WAITING})
+
+_O = RolloutState
+ROLLOUT_TRANSITIONS: Final = _table(
+    {
+        "start": ({_O.PENDING}, _O.RUNNING),
+        "cancel": ({_O.PENDING, _O.RUNNING}, _O.CANCELING),
+        "finish_succeeded": ({_O.PENDING, _O.RUNNING}, _O.SUCCEEDED),
+        "finish_failed": ({_O.PENDING, _O.RUNNING}, _O.FAILED),
+        "finish_canceled": ({_O.CANCELING}, _O.CANCELED),
+    }
+)
+ACTIVE_ROLLOUT_STATES: Final = frozenset({_O.PENDING, _O.RUNNING, _O.PAUSING, _O.PAUSED, _O.CANCELING})

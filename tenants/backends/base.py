@@ -1,0 +1,66 @@
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from typing import Protocol
+
+from django.db.backends.utils import CursorWrapper
+from django.utils.module_loading import import_string
+
+from tenants.binding import open_connection
+from tenants.conf import load_conf
+from tenants.driver_errors import translated
+from tenants.models import Tenant
+from tenants.servers import DatabaseSettings, server_settings
+
+
+class IsolationBackend(Protocol):
+    """One way to keep tenants apart.
+
+    Provisioning calls `provision` once, before anything else, and `drop` only for what `provision` made in the same
+    call, or after an operator has named the tenant to be dropped. Sessions ask `connection_settings` for every
+    connection. Each method raises ServerUnreachable, AuthenticationFailed or PermissionDenied when the server does;
+    none of them reads or writes the control plane.
+    """
+
+    def connection_settings(self, tenant: Tenant) -> DatabaseSettings:
+        """A fresh copy of the settings that reach the tenant's database, without a search_path."""
+
+    def exists(self, tenant: Tenant) -> bool:
+        """Whether the schema or database is there."""
+
+    def is_empty(self, tenant: Tenant) -> bool:
+        """Whether the schema or database, which is there, holds no table."""
+
+    def provision(self, tenant: Tenant) -> None:
+        """Create the schema or database, empty.
+
+        Raises AlreadyProvisioned, leaving it as it is, when it is there. Leaves nothing behind on any other error.
+        """
+
+    def drop(self, tenant: Tenant) -> None:
+        """Drop the schema or database with all it holds; nothing happens when it is gone already."""
+
+
+def resolved_server_settings(tenant: Tenant) -> DatabaseSettings:
+    """The settings of the tenant's server, passed through the team's own `connection_resolver` where there is one."""
+    settings = server_settings(tenant.database)
+    if path := load_conf().connection_resolver:
+        settings = import_string(path)(tenant, settings)
+    return settings
+
+
+@contextmanager
+def server_cursor(settings: DatabaseSettings) -> Iterator[CursorWrapper]:
+    """An autocommit cursor on a connection of its own, with the driver's errors translated."""
+    options = {**settings.get("OPTIONS", {}), "connect_timeout": max(2, round(load_conf().connect_timeout))}
+    connection = open_connection({**settings, "OPTIONS": options})
+    with translated(), closing(connection), connection.cursor() as cursor:
+        yield cursor
+
+
+def has_tables(cursor: CursorWrapper, schema: str) -> bool:
+    cursor.execute(
+        "SELECT EXISTS (SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace"
+        " WHERE n.nspname = %s AND c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S'))",
+        [schema],
+    )
+    return bool(cursor.fetchone()[0])

@@ -1,0 +1,87 @@
+from collections.abc import Sequence
+from typing import Any
+
+from django.apps import AppConfig
+from django.conf import settings
+from django.core.checks import CheckMessage, Error, register
+from django.db import DEFAULT_DB_ALIAS
+
+from tenants import names
+from tenants.app_sets import missing_apps
+from tenants.conf import load_conf
+from tenants.exceptions import InvalidName
+from tenants.servers import ENGINE, server_aliases, server_settings
+
+
+@register("tenants")
+def check_databases(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
+    servers = getattr(settings, "TENANT_DATABASES", None)
+    if not isinstance(servers, dict) or DEFAULT_DB_ALIAS in servers:
+        return [
+            Error(
+                "TENANT_DATABASES must be a dictionary of further servers, without 'default'.",
+                hint="Set TENANT_DATABASE_URLS to alias=url pairs.",
+                id="tenants.E003",
+            )
+        ]
+    return [
+        Error(
+            f"The database server '{alias}' is not PostgreSQL.",
+            hint=f"Use ENGINE {ENGINE!r}, or a postgresql:// URL.",
+            id="tenants.E001",
+        )
+        for alias in server_aliases()
+        if server_settings(alias)["ENGINE"] != ENGINE
+    ]
+
+
+@register("tenants")
+def check_router(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
+    if "tenants.router.TenantRouter" in settings.DATABASE_ROUTERS:
+        return []
+    return [
+        Error(
+            "DATABASE_ROUTERS does not have the tenant router.",
+            hint="Add 'tenants.router.TenantRouter'; without it tenant tables land in the control plane.",
+            id="tenants.E002",
+        )
+    ]
+
+
+@register("tenants")
+def check_apps(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
+    return [
+        Error(
+            f"{setting} names '{entry}', which is not an installed app.",
+            hint="Use an entry of INSTALLED_APPS, spelled the same.",
+            id="tenants.E004",
+        )
+        for setting in ("TENANT_APPS", "SHARED_APPS")
+        for entry in missing_apps(getattr(settings, setting))
+    ]
+
+
+@register("tenants")
+def check_templates(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
+    messages: list[CheckMessage] = []
+    for setting, compute in (
+        ("TENANT_SCHEMA_TEMPLATE", names.schema_name),
+        ("TENANT_DATABASE_TEMPLATE", names.database_name),
+    ):
+        try:
+            compute(getattr(settings, setting), "acme")
+        except InvalidName as error:
+            messages.append(
+                Error(f"{setting}: {error.message}", hint="Such as 'public_{tenant_id}'.", id="tenants.E005")
+            )
+    return messages
+
+
+@register("tenants")
+def check_conf(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
+    try:
+        load_conf()
+    except ValueError as error:
+        hint = "The README has the table of settings."
+        return [Error(f"TENANT_MIGRATIONS: {error}", hint=hint, id="tenants.E006")]
+    return []

@@ -1,0 +1,72 @@
+"""TENANT_MIGRATIONS: every key, its default and its unit."""
+
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from django.conf import settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conf:
+    """What settings.TENANT_MIGRATIONS may hold. Times are in seconds."""
+
+    # How "work on that run" reaches a worker; the names that --executor takes.
+    executor: str = "sequential"
+    executors: dict[str, str] = field(
+        default_factory=lambda: {
+            "sequential": "migrations_api.dispatch.sequential.SequentialDispatcher",
+            "parallel": "migrations_api.dispatch.parallel.ParallelDispatcher",
+        }
+    )
+    max_concurrency: int = 4
+    # A worker process is replaced after so many tenants, so that what migrations leave in memory does not add up.
+    tenants_per_worker: int = 100
+    # Schemas that a tenant's session sees behind its own, for extensions or shared tables that live in `public`.
+    extra_search_path: tuple[str, ...] = ()
+    # Dotted path of `(tenant, settings) -> settings`, for teams that keep connection settings in a store of their own.
+    connection_resolver: str = ""
+    connect_timeout: float = 10
+    lock_timeout: float = 2
+    statement_timeout: float = 0
+    # How long to wait for another migration of the same tenant.
+    lock_wait: float = 10
+    # A run whose worker has not renewed its lease for so long is taken to be abandoned.
+    lease: float = 30
+    heartbeat: float = 10
+    attempts: int = 5
+    backoff: float = 0.5
+    # Schemas whose applied migrations are read by one statement.
+    read_batch: int = 200
+    # Databases that are read at the same time.
+    read_concurrency: int = 8
+
+    def __post_init__(self) -> None:
+        for name in ("max_concurrency", "tenants_per_worker", "attempts", "read_batch", "read_concurrency"):
+            _require(name, getattr(self, name), whole=True, minimum=1)
+        for name in ("connect_timeout", "lease", "heartbeat", "backoff"):
+            _require(name, getattr(self, name), whole=False, minimum=0.001)
+        for name in ("lock_timeout", "statement_timeout", "lock_wait"):
+            _require(name, getattr(self, name), whole=False, minimum=0)
+        if self.heartbeat * 2 > self.lease:
+            raise ValueError("'heartbeat' must be at most half of 'lease', or one late beat would end a run.")
+        if self.executor not in self.executors:
+            raise ValueError(f"'executor' is {self.executor!r}; 'executors' has: {', '.join(sorted(self.executors))}.")
+
+
+def _require(name: str, value: object, *, whole: bool, minimum: float) -> None:
+    kinds: tuple[type, ...] = (int,) if whole else (int, float)
+    if isinstance(value, bool) or not isinstance(value, kinds) or value < minimum:  # type: ignore[operator]  # both kinds compare
+        raise ValueError(
+            f"{name!r} is {value!r}; it takes a {'whole ' if whole else ''}number of at least {minimum:g}."
+        )
+
+
+def load_conf() -> Conf:
+    """The settings as they stand; raises ValueError with what is wrong and what is allowed."""
+    given: dict[str, Any] = dict(getattr(settings, "TENANT_MIGRATIONS", {}))
+    known = {item.name for item in fields(Conf)}
+    if unknown := sorted(set(given) - known):
+        raise ValueError(f"unknown keys {', '.join(unknown)}; known are: {', '.join(sorted(known))}.")
+    if "executors" in given:
+        given["executors"] = {**asdict(Conf())["executors"], **given["executors"]}
+    return Conf(**given)

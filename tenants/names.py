@@ -1,0 +1,65 @@
+"""Which tenant ids, schema names and database names are allowed, and how the latter two are computed."""
+
+import re
+from string import Formatter
+
+from tenants.exceptions import InvalidName
+
+MAX_IDENTIFIER_BYTES = 63  # PostgreSQL's NAMEDATALEN - 1; what is longer is cut in silence.
+
+# A path segment of the API stands beside /tenants/{tenant_id}.
+RESERVED_TENANT_IDS = frozenset({"plan", "migrate-all"})
+RESERVED_SCHEMAS = frozenset({"public", "information_schema"})
+RESERVED_DATABASES = frozenset({"postgres", "template0", "template1"})
+
+DNS_LABEL = re.compile(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?")  # RFC 1035, section 2.3.1, in lower case
+
+
+def validate_tenant_id(value: str) -> None:
+    """Raise InvalidName unless `value` is a lower-case DNS label that is not reserved."""
+    if not DNS_LABEL.fullmatch(value):
+        raise InvalidName(
+            f"{value!r} is not a tenant id: use 1 to 63 lower-case letters, digits and hyphens, "
+            "beginning with a letter and not ending with a hyphen (a DNS label, RFC 1035)."
+        )
+    if value in RESERVED_TENANT_IDS:
+        reserved = ", ".join(sorted(RESERVED_TENANT_IDS))
+        raise InvalidName(f"'{value}' is reserved; these tenant ids are: {reserved}.")
+
+
+def schema_name(template: str, tenant_id: str) -> str:
+    """The schema of a tenant; raises InvalidName for a name that PostgreSQL would refuse, cut or reserve."""
+    return _checked("schema", fill_template(template, tenant_id), RESERVED_SCHEMAS)
+
+
+def database_name(template: str, tenant_id: str) -> str:
+    return _checked("database", fill_template(template, tenant_id), RESERVED_DATABASES)
+
+
+def fill_template(template: str, tenant_id: str) -> str:
+    """Put `tenant_id` into `template`, in which `{tenant_id}` must stand and is the only field allowed."""
+    try:
+        fields = [
+            (name, spec, conversion) for _, name, spec, conversion in Formatter().parse(template) if name is not None
+        ]
+    except ValueError as error:
+        raise InvalidName(f"{template!r} is not a template: {error}.") from error
+    if not fields or any(field != ("tenant_id", "", None) for field in fields):
+        raise InvalidName(f"{template!r} is not a template: it must hold {{tenant_id}} and no other field.")
+    return template.format(tenant_id=tenant_id)
+
+
+def _checked(kind: str, name: str, reserved: frozenset[str]) -> str:
+    if not name.isprintable():
+        raise InvalidName(f"The {kind} name {name!r} has a character that cannot be printed.")
+    size = len(name.encode())
+    if size > MAX_IDENTIFIER_BYTES:
+        raise InvalidName(f"The {kind} name '{name}' has {size} bytes; PostgreSQL allows {MAX_IDENTIFIER_BYTES}.")
+    if name.casefold().startswith("pg_"):
+        raise InvalidName(f"The {kind} name '{name}' begins with 'pg_', which PostgreSQL reserves.")
+    if name.casefold() in reserved:
+        raise InvalidName(f"The {kind} name '{name}' is reserved.")
+    # Quoting would carry these, but libpq's startup options, search_path and shell scripts each read them differently.
+    if forbidden := sorted(set(name) & set("\"'\\,;$")):
+        raise InvalidName(f"The {kind} name '{name}' has characters that are not allowed: {' '.join(forbidden)}")
+    return name

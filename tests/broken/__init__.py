@@ -1,0 +1,1 @@
+"""Migration packages for the shop's apps, chosen by MIGRATION_MODULES; each docstring says what is wrong."""

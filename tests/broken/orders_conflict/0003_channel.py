@@ -1,0 +1,7 @@
+from django.db import migrations, models
+
+
+class Migration(migrations.Migration):
+    dependencies = [("orders", "0002_ledger_entry")]
+
+    operations = [migrations.AddField("order", "channel", models.CharField(max_length=20, default="web"))]

@@ -1,0 +1,1 @@
+"""0003 is not atomic and, in globex only, raises ValueError after the first of its two tables."""

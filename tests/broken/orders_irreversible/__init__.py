@@ -1,0 +1,1 @@
+"""0003, the last one, has a RunPython that cannot be undone."""

@@ -1,0 +1,1 @@
+"""Not broken: 0006 asks by run_before to come before orders.0001_initial."""

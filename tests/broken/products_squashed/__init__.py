@@ -1,0 +1,1 @@
+"""Not broken: a squashed migration beside the five that it replaces."""

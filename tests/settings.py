@@ -1,0 +1,31 @@
+"""The service's settings on the server of DATABASE_URL, or on an embedded one that lives as long as the test run.
+
+Whatever a run creates carries its suffix, so that a given server keeps what it had and runs do not meet.
+"""
+
+import os
+from pathlib import Path
+
+from service.embedded_postgres import EmbeddedPostgres, sweep
+
+_var = Path(__file__).resolve().parent.parent / "var"
+SUFFIX = os.environ.setdefault("TEST_RUN", f"t{os.getpid()}")
+TEST_SERVER = None
+if not os.environ.get("DATABASE_URL"):
+    sweep(_var, "test-postgres-")
+    TEST_SERVER = EmbeddedPostgres(_var / f"test-postgres-{os.getpid()}", durable=False)
+    TEST_SERVER.start()
+    os.environ["DATABASE_URL"] = TEST_SERVER.url("postgres")
+os.environ["TENANT_DATABASE_URLS"] = ""
+os.environ.setdefault("SECRET_KEY", "only-for-tests")
+
+from service.settings import *  # noqa: E402, F403
+from service.settings import DATABASES  # noqa: E402
+
+SHOP = f"shop_{SUFFIX}"
+DATABASES["default"]["TEST"] = {"NAME": f"plane_{SUFFIX}"}
+TENANT_DATABASES = {"shop": {**DATABASES["default"], "NAME": SHOP, "TEST": {}}}
+TENANT_DATABASE_TEMPLATE = "{tenant_id}_" + SUFFIX + "_db"
+# What a tenant's session waits for is what a test waits for.
+TENANT_MIGRATIONS = {"lock_wait": 0.5, "backoff": 0.05, "attempts": 2}
+PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
