@@ -24,6 +24,11 @@ class RunPlanned(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class RunPruned(Event):
+    migrations: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class StepStarted(Event):
     file: str
     backwards: bool
@@ -45,6 +50,8 @@ class RunWaiting(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class RunEnded(Event):
+    """`steps` counts everything that was changed: steps done, migrations pruned, tables made by run-syncdb."""
+
     state: str
     steps: int
     error_code: str

@@ -1,5 +1,7 @@
 """TENANT_MIGRATIONS: every key, its default and its unit."""
 
+import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -47,6 +49,13 @@ class Conf:
             _require(name, getattr(self, name), whole=False, minimum=0.001)
         for name in ("lock_timeout", "statement_timeout", "lock_wait"):
             _require(name, getattr(self, name), whole=False, minimum=0)
+        for name in ("executor", "connection_resolver"):
+            if not isinstance(getattr(self, name), str):
+                raise ValueError(f"{name!r} is {getattr(self, name)!r}; it takes a string.")
+        if not isinstance(self.extra_search_path, tuple) or not all(map(_is_name, self.extra_search_path)):
+            raise ValueError(f"'extra_search_path' is {self.extra_search_path!r}; it takes a list of schema names.")
+        if not isinstance(self.executors, dict) or not all(map(_is_name, self.executors.values())):
+            raise ValueError(f"'executors' is {self.executors!r}; it takes a dictionary of dotted paths by name.")
         if self.heartbeat * 2 > self.lease:
             raise ValueError("'heartbeat' must be at most half of 'lease', or one late beat would end a run.")
         if self.executor not in self.executors:
@@ -55,18 +64,27 @@ class Conf:
 
 def _require(name: str, value: object, *, whole: bool, minimum: float) -> None:
     kinds: tuple[type, ...] = (int,) if whole else (int, float)
-    if isinstance(value, bool) or not isinstance(value, kinds) or value < minimum:  # type: ignore[operator]  # both kinds compare
+    if isinstance(value, bool) or not isinstance(value, kinds) or not minimum <= value < math.inf:  # type: ignore[operator]  # both kinds compare
         raise ValueError(
             f"{name!r} is {value!r}; it takes a {'whole ' if whole else ''}number of at least {minimum:g}."
         )
 
 
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and value != ""
+
+
 def load_conf() -> Conf:
     """The settings as they stand; raises ValueError with what is wrong and what is allowed."""
-    given: dict[str, Any] = dict(getattr(settings, "TENANT_MIGRATIONS", {}))
+    setting = getattr(settings, "TENANT_MIGRATIONS", {})
+    if not isinstance(setting, Mapping):
+        raise ValueError(f"it is {setting!r}; it takes a dictionary.")
+    given: dict[str, Any] = dict(setting)
     known = {item.name for item in fields(Conf)}
     if unknown := sorted(set(given) - known):
         raise ValueError(f"unknown keys {', '.join(unknown)}; known are: {', '.join(sorted(known))}.")
-    if "executors" in given:
+    if isinstance(given.get("extra_search_path"), list):
+        given["extra_search_path"] = tuple(given["extra_search_path"])
+    if isinstance(given.get("executors"), dict):
         given["executors"] = {**asdict(Conf())["executors"], **given["executors"]}
     return Conf(**given)

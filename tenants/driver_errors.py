@@ -22,7 +22,9 @@ _CONNECTION_CLASSES: dict[str, tuple[type[exceptions.ServiceError], str]] = {
 }
 # The server's refusals while connecting carry no SQLSTATE in psycopg2 2.9; libpq's text is all there is.
 _CONNECTION_TEXTS = {
-    "does not exist": (exceptions.NotProvisioned, "The database does not exist."),
+    r'FATAL:  role ".*" ': (exceptions.AuthenticationFailed, ""),
+    "no pg_hba.conf entry": (exceptions.AuthenticationFailed, ""),
+    r'database ".*" does not exist': (exceptions.NotProvisioned, "The database does not exist."),
     "authentication failed": (exceptions.AuthenticationFailed, ""),
     "no password supplied": (exceptions.AuthenticationFailed, ""),
     "permission denied for database": (exceptions.PermissionDenied, "The user may not connect to the database."),
@@ -68,7 +70,7 @@ def translate(error: BaseException) -> exceptions.ServiceError:
     text = str(error)
     if not state:
         for part, (kind, message) in _CONNECTION_TEXTS.items():
-            if part in text:
+            if re.search(part, text):
                 return kind(message)
         return exceptions.ServerUnreachable()
     return exceptions.ServerError(describe(error))
@@ -87,15 +89,28 @@ def describe(error: BaseException) -> str:
     named = {diagnostics.constraint_name, diagnostics.table_name, diagnostics.column_name, diagnostics.schema_name}
     primary = diagnostics.message_primary or type(found).__name__
     if found.pgcode[:2] in {"22", "23", "P0"}:
-        primary = re.sub(r'"([^"]*)"', lambda match: match[0] if match[1] in named else "…", primary)
-        primary = re.sub(r"'[^']*'", "…", primary)
+        primary = _without_values(primary, {name for name in named if name})
     return redact(f"{type(found).__name__}: {primary}")
+
+
+def _without_values(message: str, named: set[str]) -> str:
+    """What stands in quotes left out, but for `named`. A value may hold quotes itself: the outermost count."""
+    pieces = re.split(f'("(?:{"|".join(map(re.escape, named))})")', message) if named else [message]
+    if any(piece.count('"') % 2 for piece in pieces[::2]):
+        pieces = [message]
+    pieces[::2] = [re.sub("(['\"]).*\\1", "…", piece, flags=re.DOTALL) for piece in pieces[::2]]
+    return "".join(pieces)
 
 
 def redact(text: str) -> str:
     """`text` on one line, without any configured password, at most MAX_MESSAGE characters long."""
+    text = re.sub(r"(?i)(postgres(?:ql)?://)\S+", r"\1***", _without_secrets(text))
+    # What stood on two lines may be a password on one.
+    text = _without_secrets(" ".join(text.split()))
+    return text if len(text) <= MAX_MESSAGE else text[: MAX_MESSAGE - 1] + "…"
+
+
+def _without_secrets(text: str) -> str:
     for secret in sorted(secrets(), key=len, reverse=True):
         text = text.replace(secret, "***")
-    text = re.sub(r"(?i)(postgres(?:ql)?://)\S+", r"\1***", text)
-    text = " ".join(text.split())
-    return text if len(text) <= MAX_MESSAGE else text[: MAX_MESSAGE - 1] + "…"
+    return text

@@ -61,6 +61,7 @@ class Tenant(models.Model):
     def at_home(cls, *, tenant_id: str, isolation: str, **values: Any) -> "Tenant":
         """A new, unsaved tenant with the schema and database that the templates give it; raises InvalidName."""
         names.validate_tenant_id(tenant_id)
+        names.validate_name(values.get("name", ""))
         home = {"database_name": "", "schema_name": "public"}
         if isolation == Isolation.SCHEMA:
             home["schema_name"] = names.schema_name(settings.TENANT_SCHEMA_TEMPLATE, tenant_id)

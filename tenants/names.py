@@ -5,6 +5,7 @@ from string import Formatter
 
 from tenants.exceptions import InvalidName
 
+MAX_NAME = 200  # characters of a tenant's name
 MAX_IDENTIFIER_BYTES = 63  # PostgreSQL's NAMEDATALEN - 1; what is longer is cut in silence.
 
 # A path segment of the API stands beside /tenants/{tenant_id}.
@@ -19,12 +20,24 @@ def validate_tenant_id(value: str) -> None:
     """Raise InvalidName unless `value` is a lower-case DNS label that is not reserved."""
     if not DNS_LABEL.fullmatch(value):
         raise InvalidName(
-            f"{value!r} is not a tenant id: use 1 to 63 lower-case letters, digits and hyphens, "
+            f"{_shortened(value)!r} is not a tenant id: use 1 to 63 lower-case letters, digits and hyphens, "
             "beginning with a letter and not ending with a hyphen (a DNS label, RFC 1035)."
         )
     if value in RESERVED_TENANT_IDS:
         reserved = ", ".join(sorted(RESERVED_TENANT_IDS))
         raise InvalidName(f"'{value}' is reserved; these tenant ids are: {reserved}.")
+
+
+def validate_name(value: str) -> None:
+    """Raise InvalidName unless `value` can stand on one line of a terminal and in its column."""
+    if not value.isprintable():
+        raise InvalidName(f"The name {_shortened(value)!r} has a character that cannot be printed.")
+    if len(value) > MAX_NAME:
+        raise InvalidName(f"The name '{_shortened(value)}' has {len(value)} characters; {MAX_NAME} are allowed.")
+
+
+def _shortened(value: str) -> str:
+    return value if len(value) <= MAX_IDENTIFIER_BYTES else value[:MAX_IDENTIFIER_BYTES] + "…"
 
 
 def schema_name(template: str, tenant_id: str) -> str:

@@ -7,7 +7,7 @@ import copy
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
-from urllib.parse import parse_qsl, quote, urlsplit
+from urllib.parse import parse_qsl, quote, quote_plus, unquote, urlsplit
 
 import dj_database_url
 from django.conf import settings
@@ -20,6 +20,7 @@ DatabaseSettings = dict[str, Any]
 
 ENGINE: Final = "django.db.backends.postgresql"
 ALIAS = re.compile(r"[a-z][a-z0-9_-]{0,62}")
+ESCAPE = re.compile("%[0-9A-F]{2}")
 # `options` and `service` could undo the session's own settings; the rest of libpq's list has no use here.
 URL_PARAMETERS = frozenset(
     {
@@ -49,18 +50,22 @@ def database_settings(alias: str, url: str) -> DatabaseSettings:
     try:
         parts = urlsplit(url)
         _ = parts.port
+        # urlsplit leaves control characters out in silence, and libpq ends at a NUL.
+        if not url.isprintable() or "\0" in unquote(url):
+            raise ValueError
     except ValueError:
         raise _unusable(alias, "it cannot be parsed. Percent-encode special characters in the password") from None
     if parts.scheme not in {"postgres", "postgresql"}:
         raise _unusable(alias, "it must begin with postgresql://")
-    if parts.fragment or len(parts.path.strip("/").split("/")) > 1:
+    # The @ before the host lands behind it when the password holds one of / ? #, and then no part may be shown.
+    if parts.fragment or "@" in parts.path + parts.query or len(parts.path.strip("/").split("/")) > 1:
         raise _unusable(alias, "percent-encode the characters # / ? @ : % in the user and password")
     if not parts.path.strip("/"):
         raise _unusable(alias, "it names no database")
     unknown = sorted({name for name, _ in parse_qsl(parts.query, keep_blank_values=True)} - URL_PARAMETERS)
     if unknown:
         raise _unusable(alias, f"unknown parameters {', '.join(unknown)}; allowed: {', '.join(sorted(URL_PARAMETERS))}")
-    if "," in (parts.hostname or "") or "," in dict(parse_qsl(parts.query)).get("host", ""):
+    if "," in unquote(parts.hostname or "") or "," in dict(parse_qsl(parts.query)).get("host", ""):
         raise _unusable(alias, "it names more than one host")
     return {**dj_database_url.parse(url, engine=ENGINE)}
 
@@ -106,7 +111,8 @@ def secrets() -> set[str]:
     databases: Mapping[str, DatabaseSettings] = {**settings.DATABASES, **settings.TENANT_DATABASES}
     for database in databases.values():
         if password := str(database.get("PASSWORD") or ""):
-            found |= {password, quote(password, safe=""), quote(password)}
+            encoded = {quote(password, safe=""), quote(password), quote_plus(password)}
+            found |= {password, *encoded, *(ESCAPE.sub(lambda match: match[0].lower(), each) for each in encoded)}
             # A driver that misreads a URL cuts the password at these.
             found |= {part for part in re.split(r"[@/:#?%]", password) if len(part) > 2}
     return found

@@ -1,8 +1,10 @@
 """Worker processes of this machine."""
 
+import os
 import signal
+import threading
 from contextlib import suppress
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
@@ -10,10 +12,20 @@ from django.db import connections
 
 from migrations_api.dispatch.base import Emit, ShouldStop, Work
 from migrations_api.events import Event
+from tenants.binding import cancel_statement
 from tenants.conf import load_conf
 
 # Workers share the parent's loaded apps and migrations; nothing else is carried over.
 _context = get_context("fork")
+_NAME = "tenant-migrations worker"
+
+
+def cancel_workers() -> None:
+    """Have every worker of this process cancel the statement that it is executing; callable from any thread."""
+    for process in active_children():
+        if process.name == _NAME and process.pid is not None:
+            with suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGUSR1)
 
 
 class _Worker:
@@ -22,7 +34,7 @@ class _Worker:
         connections.close_all()
         self.pipe, child = _context.Pipe()
         ours = [self.pipe, *(worker.pipe for worker in siblings)]
-        self.process: BaseProcess = _context.Process(target=_serve, args=(child, ours, work), daemon=True)
+        self.process: BaseProcess = _context.Process(target=_serve, args=(child, ours, work), name=_NAME, daemon=True)
         self.process.start()
         child.close()
         self.run_id: int | None = None
@@ -33,6 +45,7 @@ def _serve(pipe: Connection, inherited: list[Connection], work: Work) -> None:
     # The parent decides when to stop; a Ctrl-C in the terminal reaches the whole process group.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    _cancel_on_signal()
     # While a copy of the parent's end is open here, no worker would see that the parent is gone.
     for connection in inherited:
         connection.close()
@@ -55,6 +68,20 @@ def _serve(pipe: Connection, inherited: list[Connection], work: Work) -> None:
         with suppress(OSError):
             pipe.send(run_id)
     connections.close_all()
+
+
+def _cancel_on_signal() -> None:
+    """A thread reads the wakeup pipe, since Python runs signal handlers only once the driver has returned."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+
+    def watch() -> None:
+        while os.read(reader, 1)[0] == signal.SIGUSR1:
+            cancel_statement()
+
+    threading.Thread(target=watch, daemon=True).start()
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    signal.signal(signal.SIGUSR1, lambda *_: None)
 
 
 def _next(pipe: Connection) -> int | None:
@@ -111,7 +138,8 @@ class ParallelDispatcher:
         self._told_to_stop = True
         for worker in self._workers:
             if worker.run_id is not None:
-                worker.pipe.send(None)
+                with suppress(OSError):  # it is dead, which the next wait() finds out
+                    worker.pipe.send(None)
 
     def _receive(self, worker: _Worker) -> None:
         try:

@@ -7,12 +7,18 @@ from typing import Any, Final, NoReturn
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.core.serializers.json import DjangoJSONEncoder
+from django.db import DatabaseError
+from psycopg2 import errorcodes
 
 from migrations_api import exceptions
 from migrations_api.executor import Options
+from migrations_api.management.presenter import explain
 from migrations_api.orchestrator.requests import Request
 from migrations_api.plan import Target
+from tenants.conf import load_conf
+from tenants.driver_errors import sqlstate, translate
 from tenants.exceptions import InvalidName, ServerNotConfigured, ServiceError
+from tenants.names import validate_tenant_id
 
 EXIT_FAILED: Final = 1
 EXIT_USAGE: Final = 2
@@ -41,8 +47,16 @@ class ServiceCommand(BaseCommand):
     def execute(self, *args: Any, **options: Any) -> str | None:
         try:
             return super().execute(*args, **options)
+        except exceptions.RunActive as error:
+            lease = load_conf().lease
+            hint = f"If its process is gone, it is settled once {lease:g} seconds have passed; then try again."
+            raise failed(error.code, f"{error.message}\n{hint}") from error
         except ServiceError as error:
-            raise failed(error.code, error.message) from error
+            raise failed(error.code, explain(error.code, error.message)) from error
+        except DatabaseError as error:
+            if sqlstate(error) == errorcodes.UNDEFINED_TABLE:
+                raise CommandError("The control plane has no tables yet. Run: python manage.py migrate") from error
+            raise CommandError(f"The control plane failed: {translate(error).message}") from error
 
     def write_json(self, data: object) -> None:
         self.stdout.write(json.dumps(data, cls=DjangoJSONEncoder, ensure_ascii=False))
@@ -61,6 +75,14 @@ def positive(value: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"{value!r} is not a whole number above 0")
     return number
+
+
+def tenant_id(value: str) -> str:
+    try:
+        validate_tenant_id(value)
+    except InvalidName as error:
+        raise argparse.ArgumentTypeError(error.message) from error
+    return value
 
 
 def label(value: str) -> tuple[str, str]:

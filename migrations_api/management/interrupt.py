@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from migrations_api.dispatch.parallel import cancel_workers
 from tenants.binding import cancel_statement
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -43,6 +44,7 @@ def _watch(reader: int, stop: threading.Event, tell: Callable[[str], None]) -> N
         if stop.is_set():
             tell("Canceling the statement that is running.")
             cancel_statement()
+            cancel_workers()
         else:
             stop.set()
             tell("Stopping: the step in flight is finished, nothing new is started. Once more cancels it.")

@@ -6,10 +6,22 @@ from collections.abc import Callable
 from django.core.management.base import OutputWrapper
 from django.core.management.color import Style
 
-from migrations_api.events import Event, RunEnded, RunPlanned, RunStarted, RunWaiting, StepFinished, StepStarted
+from migrations_api.events import (
+    Event,
+    RunEnded,
+    RunPlanned,
+    RunPruned,
+    RunStarted,
+    RunWaiting,
+    StepFinished,
+    StepStarted,
+)
+from migrations_api.models import MigrationRun
 from migrations_api.states import RunState
+from tenants.exceptions import AuthenticationFailed, ServerUnreachable
 
 MIGRATED, UNCHANGED, FAILED, SKIPPED, NOT_STARTED = "migrated", "unchanged", "failed", "skipped", "not started"
+STOPPED = "stopped half-way"
 
 _RESULTS = {
     RunState.SUCCEEDED: MIGRATED,
@@ -25,6 +37,8 @@ def result_of(event: RunEnded) -> str:
         return UNCHANGED
     if event.state == RunState.CANCELED and event.error_code == "locked":
         return FAILED
+    if event.state == RunState.CANCELED and event.steps:
+        return STOPPED
     return _RESULTS[RunState(event.state)]
 
 
@@ -39,6 +53,7 @@ class Presenter:
         self._printers: dict[type[Event], Callable[..., str]] = {
             RunStarted: self.run_started,
             RunPlanned: self.run_planned,
+            RunPruned: self.run_pruned,
             StepStarted: self.step_started,
             StepFinished: self.step_finished,
             RunWaiting: self.run_waiting,
@@ -67,6 +82,10 @@ class Presenter:
         nothing = "" if event.steps else "  No migrations to apply.\n"
         return f"Operations to perform:\n  {event.target}\n{ahead}Running migrations:\n{nothing}"
 
+    def run_pruned(self, event: RunPruned) -> str:
+        lines = [f"  Pruning {name} OK" for name in event.migrations] or ["  No migrations to prune."]
+        return "\n".join(["Pruning migrations:", *lines, ""])
+
     def step_started(self, event: StepStarted) -> str:
         self._in_step.add(event.run_id)
         return f"  {'Undoing ' if event.backwards else ''}{event.file} ..."
@@ -77,19 +96,21 @@ class Presenter:
         return f" {self._style.SUCCESS('FAKED' if event.faked else 'OK')}{took}\n"
 
     def run_waiting(self, event: RunWaiting) -> str:
-        return f"{self._end_step(event)}  Waiting {event.seconds:.1f}s: {event.cause}\n"
+        # Nothing has failed yet: red is for what ends with an exit code other than 0.
+        broken = self._end_step(event, self._style.WARNING("INTERRUPTED"))
+        return f"{broken}  Trying again in {event.seconds:.1f}s: {event.cause}\n"
 
     def run_ended(self, event: RunEnded) -> str:
-        broken = self._end_step(event)
+        broken = self._end_step(event, self._style.ERROR("FAILED"))
         if event.state == RunState.SUCCEEDED:
             return f"Migrations completed successfully for tenant '{event.tenant_id}'.\n"
         return broken
 
-    def _end_step(self, event: Event) -> str:
+    def _end_step(self, event: Event, word: str) -> str:
         if event.run_id not in self._in_step:
             return ""
         self._in_step.discard(event.run_id)
-        return f" {self._style.ERROR('FAILED')}\n"
+        return f" {word}\n"
 
 
 class FleetPresenter(Presenter):
@@ -128,23 +149,31 @@ class FleetPresenter(Presenter):
             text = f"✗ Migrations failed for tenant '{event.tenant_id}': {describe(event)}\n{on}\n"
         else:
             text = f"- Tenant '{event.tenant_id}' {result}: {event.message}\n\n"
-        return self._end_step(event) + text
+        return self._end_step(event, self._style.ERROR("FAILED")) + text
 
     def summary(self, results: dict[str, str]) -> str:
         """The closing table: every tenant of the rollout once, and totals that count each kind apart."""
         lines = ["Migration Summary:"]
-        marks = {MIGRATED: "✓", UNCHANGED: "✓", FAILED: "✗", SKIPPED: "-", NOT_STARTED: "-"}
+        marks = {MIGRATED: "✓", UNCHANGED: "✓", FAILED: "✗", SKIPPED: "-", NOT_STARTED: "-", STOPPED: "-"}
         words = {MIGRATED: "migrated successfully", FAILED: "FAILED"}
         lines += [f"  {marks[result]} {tenant} - {words.get(result, result)}" for tenant, result in results.items()]
         counts = Counter(results.values())
         rest = [f"{counts[kind]} {kind}" for kind in (UNCHANGED, FAILED, SKIPPED, NOT_STARTED)]
+        rest += [f"{counts[STOPPED]} {STOPPED}"] if counts[STOPPED] else []
         noun = "tenant" if counts[MIGRATED] == 1 else "tenants"
         lines.append(f"  Total: {counts[MIGRATED]} {noun} migrated, {', '.join(rest)}")
         return "\n".join(lines) + "\n"
 
 
-def describe(event: RunEnded) -> str:
+def describe(ended: RunEnded | MigrationRun) -> str:
     """What went wrong and in which step; the server's words and rows never come along."""
-    partial = " The tenant stands between two migrations." if event.state == RunState.PARTIAL else ""
-    step = f"{event.failed_step}: " if event.failed_step else ""
-    return f"{step}{event.message}{partial}"
+    partial = " The tenant stands between two migrations." if ended.state == RunState.PARTIAL else ""
+    step = f"{ended.failed_step}: " if ended.failed_step else ""
+    return f"{step}{explain(ended.error_code, ended.message)}{partial}"
+
+
+def explain(error_code: str, message: str) -> str:
+    """What the server said, with what that means for the tenant."""
+    if error_code in {ServerUnreachable.code, AuthenticationFailed.code}:
+        return f"Cannot connect to the tenant's database: {message}"
+    return message

@@ -6,7 +6,7 @@ from typing import Any
 from django.db.models.functions import Now
 
 from migrations_api.dispatch.base import Emit, ShouldStop
-from migrations_api.events import Event, RunEnded, RunPlanned, StepFinished, StepStarted
+from migrations_api.events import Event, RunEnded, RunPlanned, RunPruned, StepFinished, StepStarted
 from migrations_api.exceptions import InvalidTransition
 from migrations_api.executor import End, Failure, Outcome, StepResult
 from migrations_api.models import AppliedSet, MigrationRun, RunStep
@@ -40,9 +40,10 @@ class Recorder:
         with control_plane():
             self._update(plan_digest=plan.digest, applied_before_id=AppliedSet.store(plan.applied))
             self.run.steps.all().delete()
-            if not self.run.options.get("prune"):
-                self._positions = {step: position for position, step in enumerate(plan.steps, 1)}
-                RunStep.objects.bulk_create(_row(self.run, step, place) for step, place in self._positions.items())
+            if self.run.options.get("prune"):
+                return
+            self._positions = {step: position for position, step in enumerate(plan.steps, 1)}
+            RunStep.objects.bulk_create(_row(self.run, step, place) for step, place in self._positions.items())
         self.tell(RunPlanned, target=describe_target(plan), steps=len(plan.steps), unknown=plan.unknown)
 
     def step_started(self, step: Step) -> None:
@@ -65,12 +66,14 @@ class Recorder:
     def ended(self, outcome: Outcome) -> None:
         if outcome.end is End.FAILED and outcome.failure and outcome.failure.step:
             self.run.steps.filter(state=StepState.RUNNING).update(state=StepState.FAILED)
+        if self.run.options.get("prune"):
+            self.tell(RunPruned, migrations=outcome.pruned)
         self.finish(
             _ENDS[outcome.end],
             outcome.failure,
             applied_before=outcome.before,
             applied_after=outcome.after,
-            steps=len(outcome.results),
+            steps=len(outcome.results) + len(outcome.pruned) + len(outcome.synced),
         )
 
     def finish(

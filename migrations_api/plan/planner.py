@@ -117,9 +117,10 @@ def make_plan(source: MigrationSource, applied: Applied, target: Target) -> Plan
     """
     own = frozenset(key for key in applied if key[0] in source.labels)
     loader = source.loader(own)
-    _check_history(loader)
+    _check_history(loader, own | source.outside_keys)
     _check_conflicts(loader)
     nodes = _resolve(loader, source, target)
+    _check_replaced(loader, nodes)
     migrations = tuple((node, backwards) for node, backwards in Planner(loader).migration_plan(list(nodes)))
     steps = tuple(_step(migration, source, backwards=backwards) for migration, backwards in migrations)
     return Plan(
@@ -197,9 +198,11 @@ def _due_replacements(loader: TenantLoader, applied: Applied) -> tuple[Key, ...]
     )
 
 
-def _check_history(loader: TenantLoader) -> None:
-    """As MigrationLoader.check_consistent_history(), which would read the rows once more."""
-    applied = loader.applied_migrations
+def _check_history(loader: TenantLoader, applied: Applied) -> None:
+    """As MigrationLoader.check_consistent_history(), which would read the rows once more.
+
+    `applied` are the rows as they stand: the loader takes a squashed migration as applied only with all it replaces.
+    """
     for key in sorted(applied):
         if key not in loader.graph.nodes:
             continue
@@ -244,6 +247,19 @@ def _check_app(loader: TenantLoader, source: MigrationSource, app_label: str) ->
         raise exceptions.UnknownApp(f"App '{app_label}' {reason}; choose from: {known}.")
     if app_label not in loader.migrated_apps:
         raise exceptions.AppWithoutMigrations(f"App '{app_label}' does not have migrations.")
+
+
+def _check_replaced(loader: TenantLoader, nodes: tuple[tuple[str, str | None], ...]) -> None:
+    """A replaced migration is a target only for tenants that have it; Django has no node for it otherwise."""
+    for app_label, name in nodes:
+        if name is None or (app_label, name) in loader.graph.nodes or (app_label, name) in loader.applied_migrations:
+            continue
+        squashed = [
+            f"{app}.{by}" for (app, by), each in loader.replacements.items() if (app_label, name) in each.replaces
+        ]
+        raise exceptions.UnknownMigration(
+            f"Migration {app_label}.{name} is replaced by {', '.join(sorted(squashed))}; choose that one."
+        )
 
 
 def _find(loader: TenantLoader, app_label: str, prefix: str) -> tuple[str, str | None]:

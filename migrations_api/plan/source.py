@@ -8,7 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from django.db.migrations.exceptions import BadMigrationError, CircularDependencyError, NodeNotFoundError
+from django.db.migrations.exceptions import CircularDependencyError, NodeNotFoundError
 from django.db.migrations.loader import MigrationLoader
 from django.db.migrations.migration import Migration
 
@@ -90,7 +90,7 @@ def load_source(labels: frozenset[str], *, outside_allowed: bool) -> MigrationSo
     """
     try:
         disk = _DiskLoader(None)
-    except (ImportError, SyntaxError, BadMigrationError, AttributeError, NameError, TypeError, ValueError) as error:
+    except Exception as error:
         raise UnloadableMigrations(redact(f"{type(error).__name__}: {error}")) from error
     outside = _outside(disk, labels)
     if outside and not outside_allowed:

@@ -9,7 +9,7 @@ from migrations_api.orchestrator.requests import Request, request_run
 from migrations_api.serializers import TenantSerializer
 from tenants.exceptions import InvalidName
 from tenants.models import Isolation
-from tenants.names import validate_tenant_id
+from tenants.names import validate_name, validate_tenant_id
 from tenants.provisioning import create_tenant
 from tenants.servers import server_aliases
 
@@ -57,7 +57,7 @@ class Command(ServiceCommand):
         if options["tenant_id"] and options["isolation"]:
             return self._given(options)
         tenant_id = options["tenant_id"] or self._prompt("Tenant id", check=validate_tenant_id)
-        name = options["name"] or self._prompt("Name", default=tenant_id)
+        name = options["name"] or self._prompt("Name", default=tenant_id, check=validate_name)
         isolation = options["isolation"] or self._prompt("Isolation", default="schema", choices=Isolation.values)
         servers = server_aliases()
         database = options["database"] or self._prompt("Server", default=DEFAULT_DB_ALIAS, choices=servers)
@@ -68,8 +68,12 @@ class Command(ServiceCommand):
         while True:
             try:
                 answer = input(f"{question}{hint}{f' [{default}]' if default else ''}: ").strip() or default
+            except KeyboardInterrupt as error:
+                raise CommandError("Canceled; nothing was created.") from error
             except EOFError as error:
-                raise CommandError(f"No answer to '{question}'; use --no-input and options.", returncode=2) from error
+                raise CommandError(
+                    f"No answer to '{question}'; use --no-input and options.", returncode=EXIT_USAGE
+                ) from error
             if choices and answer not in choices:
                 self.stderr.write(f"Choose one of: {', '.join(choices)}.")
                 continue

@@ -2,7 +2,7 @@ from typing import Any
 
 from django.core.management.base import CommandError, CommandParser
 
-from migrations_api.management.base import EXIT_USAGE, ServiceCommand
+from migrations_api.management.base import EXIT_USAGE, ServiceCommand, tenant_id
 from migrations_api.orchestrator.requests import forget, get_tenant
 
 
@@ -10,7 +10,7 @@ class Command(ServiceCommand):
     help = "Forget a tenant; its runs are kept, and so is its data unless --drop is given."
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument("--tenant-id", required=True, help="The tenant, as showtenants lists it.")
+        parser.add_argument("--tenant-id", required=True, type=tenant_id, help="The tenant, as showtenants lists it.")
         parser.add_argument("--drop", action="store_true", help="Drop its schema or database with all its data.")
         parser.add_argument("--confirm", default="", metavar="TENANT_ID", help="The tenant id once more, for --drop.")
 

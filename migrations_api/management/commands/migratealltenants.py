@@ -20,7 +20,7 @@ from migrations_api.management.base import (
 )
 from migrations_api.management.interrupt import graceful_stop
 from migrations_api.management.plans import write_plan
-from migrations_api.management.presenter import FAILED, NOT_STARTED, FleetPresenter, result_of
+from migrations_api.management.presenter import FAILED, NOT_STARTED, STOPPED, FleetPresenter, explain, result_of
 from migrations_api.models import Rollout
 from migrations_api.orchestrator.fleet import plans_for
 from migrations_api.orchestrator.requests import Request, request_rollout
@@ -30,6 +30,8 @@ from migrations_api.states import RunState
 from tenants.conf import load_conf
 from tenants.exceptions import ServiceError
 from tenants.models import Isolation, Tenant
+
+UNFINISHED = frozenset({FAILED, NOT_STARTED, STOPPED})
 
 
 class Command(ServiceCommand):
@@ -62,7 +64,9 @@ class Command(ServiceCommand):
         for tenant, planned in plans_for(tenants, request.target):
             if isinstance(planned, ServiceError):
                 unknown = True
-                self.stderr.write(f"✗ No plan for tenant '{tenant.tenant_id}': {planned.message}")
+                self.stderr.write(
+                    f"✗ No plan for tenant '{tenant.tenant_id}': {explain(planned.code, planned.message)}"
+                )
                 continue
             pending = pending or bool(planned.steps)
             if plan:
@@ -109,11 +113,11 @@ class Command(ServiceCommand):
             self.stdout.write(
                 presenter.summary(results) if results else "There are no tenants to migrate.\n", ending=""
             )
-        if {FAILED, NOT_STARTED} & set(results.values()):
+        if UNFINISHED & set(results.values()):
             raise CommandError(self._verdict(results), returncode=EXIT_SOME_FAILED)
 
     def _verdict(self, results: dict[str, str]) -> str:
-        bad = sum(result in {FAILED, NOT_STARTED} for result in results.values())
+        bad = sum(result in UNFINISHED for result in results.values())
         return f"{bad} of {len(results)} tenants were not migrated."
 
     @contextmanager

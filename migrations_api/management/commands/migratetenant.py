@@ -9,6 +9,7 @@ from migrations_api.management.base import (
     exit_with,
     failed,
     request_of,
+    tenant_id,
 )
 from migrations_api.management.interrupt import graceful_stop
 from migrations_api.management.plans import write_plan
@@ -18,16 +19,20 @@ from migrations_api.orchestrator.fleet import plan_for
 from migrations_api.orchestrator.requests import get_tenant, request_run
 from migrations_api.orchestrator.work import work
 from migrations_api.serializers import MigrationRunSerializer
-from migrations_api.states import RunState
+from migrations_api.states import RunState, StepState
 
 
 class Command(ServiceCommand):
     help = "Migrate one tenant."
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument("--tenant-id", required=True, help="The tenant, as showtenants lists it.")
+        parser.add_argument("--tenant-id", required=True, type=tenant_id, help="The tenant, as showtenants lists it.")
         add_migrate_arguments(parser)
-        parser.add_argument("--plan-digest", default="", help="Carry out only the plan that --plan showed.")
+        parser.add_argument(
+            "--plan-digest",
+            default="",
+            help="Carry out only the plan of that plan_digest, which --plan --format json shows.",
+        )
         parser.add_argument("--format", choices=["table", "json"], default="table")
 
     def handle(self, *, tenant_id: str, plan: bool, check: bool, **options: Any) -> None:
@@ -52,5 +57,8 @@ def carry_out(command: ServiceCommand, run: MigrationRun, *, format: str, verbos
     run.refresh_from_db()
     if format == "json":
         command.write_json(MigrationRunSerializer(run).data)
+    if run.state == RunState.CANCELED and run.error_code == "canceled":
+        left = [f"  {step.app_label}/{step.name}.py" for step in run.steps.filter(state=StepState.PENDING)]
+        raise failed(run.error_code, "\n".join([f"Stopped migrating tenant '{run.tenant_id}'. Not started:", *left]))
     if run.state != RunState.SUCCEEDED:
-        raise failed(run.error_code, f"Migrations failed for tenant '{run.tenant_id}': {describe(presenter.ended[-1])}")
+        raise failed(run.error_code, f"Migrations failed for tenant '{run.tenant_id}': {describe(run)}")

@@ -3,7 +3,7 @@ from typing import Any
 
 from django.core.management.base import CommandParser
 
-from migrations_api.management.base import ServiceCommand, failed
+from migrations_api.management.base import ServiceCommand, failed, tenant_id
 from migrations_api.orchestrator.fleet import MigrationRecord, migration_records
 from migrations_api.orchestrator.requests import get_tenant
 
@@ -13,7 +13,7 @@ class Command(ServiceCommand):
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("app_label", nargs="*", help="Only these apps.")
-        parser.add_argument("--tenant-id", required=True, help="The tenant, as showtenants lists it.")
+        parser.add_argument("--tenant-id", required=True, type=tenant_id, help="The tenant, as showtenants lists it.")
         parser.add_argument("--format", choices=["table", "json"], default="table")
 
     def handle(self, *, app_label: list[str], tenant_id: str, format: str, **options: Any) -> None:  # noqa: A002

@@ -1,4 +1,3 @@
-from collections.abc import Iterable
 from datetime import timedelta
 from typing import Any, ClassVar, Self
 
@@ -123,6 +122,9 @@ class MigrationRun(models.Model):
     started_at = models.DateTimeField(null=True)
     finished_at = models.DateTimeField(null=True)
     attempt = models.PositiveIntegerField(default=0)
+    # Its worker looks at this between two steps.
+    cancel_requested = models.BooleanField(default=False)
+    retry_of = models.ForeignKey("self", on_delete=models.SET_NULL, null=True, related_name="retries")
     lease_expires_at = models.DateTimeField(null=True)
     expected_digest = models.CharField(max_length=64, blank=True)
     plan_digest = models.CharField(max_length=64, blank=True)
@@ -179,7 +181,3 @@ class RunStep(models.Model):
 
     def __str__(self) -> str:
         return f"{self.app_label}.{self.name}"
-
-
-def done_keys(steps: Iterable[RunStep]) -> Applied:
-    return frozenset((step.app_label, step.name) for step in steps if step.state in {StepState.DONE, StepState.FAKED})

@@ -1,0 +1,17 @@
+from migrations_api.models.access import ApiToken, AuditEntry, Role
+from migrations_api.models.fleet import TenantObservation
+from migrations_api.models.idempotency import IdempotencyRecord
+from migrations_api.models.runs import AppliedSet, MigrationRun, RequestedVia, Rollout, RunStep
+
+__all__ = [
+    "ApiToken",
+    "AppliedSet",
+    "AuditEntry",
+    "IdempotencyRecord",
+    "MigrationRun",
+    "RequestedVia",
+    "Role",
+    "Rollout",
+    "RunStep",
+    "TenantObservation",
+]
