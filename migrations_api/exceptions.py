@@ -68,6 +68,22 @@ class PlanChanged(ServiceError):
 
     code = "plan_changed"
 
+    def __init__(self, tenant_id: str, digest: str) -> None:
+        self.digest = digest
+        super().__init__(f"The plan of tenant '{tenant_id}' has changed: its digest is {digest} now.")
+
+
+class ConfirmationRequired(ServiceError):
+    """The plan undoes migrations, which was not confirmed."""
+
+    code = "confirmation_required"
+
+
+class TooManyRuns(ServiceError):
+    """Too many runs are waiting to be carried out; try again when some have ended."""
+
+    code = "too_many_runs"
+
 
 class TenantLocked(ServiceError):
     """Another session is migrating the tenant."""

@@ -50,6 +50,8 @@ RUN_TRANSITIONS: Final = _table(
     {
         "claim": ({_R.PENDING, _R.WAITING}, _R.RUNNING),
         "wait": ({_R.RUNNING}, _R.WAITING),
+        # Its coordinator is going down between two steps; the next one carries on with it.
+        "requeue": ({_R.RUNNING, _R.WAITING}, _R.PENDING),
         "succeed": ({_R.RUNNING}, _R.SUCCEEDED),
         "fail": ({_R.RUNNING}, _R.FAILED),
         "leave_partial": ({_R.RUNNING}, _R.PARTIAL),

@@ -27,6 +27,13 @@ def env_bool(name: str, *, default: bool) -> bool:
     return value in {"1", "true", "yes", "on"} if value else default
 
 
+def env_int(name: str, *, default: int) -> int:
+    value = env_str(name, str(default))
+    if not (value.isascii() and value.isdigit()):
+        raise ImproperlyConfigured(f"{name} is {value!r}; use a whole number.")
+    return int(value)
+
+
 def env_list(name: str, default: list[str]) -> list[str]:
     items = [item.strip() for item in env_str(name).split(",") if item.strip()]
     return items or default
@@ -34,6 +41,8 @@ def env_list(name: str, default: list[str]) -> list[str]:
 
 DEBUG = env_bool("DEBUG", default=False)
 ALLOWED_HOSTS = env_list("ALLOWED_HOSTS", ["localhost", "127.0.0.1", "[::1]"])
+# Proxies in front of the service that append to X-Forwarded-For; without any, the header is whatever a client says.
+TRUSTED_PROXIES = env_int("TRUSTED_PROXIES", default=0)
 # A key of this process alone signs nothing that has to outlive it; `check --deploy` asks for a real one.
 SECRET_KEY = env_str("SECRET_KEY") or get_random_secret_key()
 
@@ -76,6 +85,7 @@ TENANT_DATABASE_TEMPLATE = env_str("TENANT_DATABASE_TEMPLATE", "{tenant_id}_db")
 TENANT_MIGRATIONS: dict[str, object] = {}
 
 ROOT_URLCONF = "service.urls"
+CSRF_FAILURE_VIEW = "migrations_api.rest.problems.csrf_failure"
 WSGI_APPLICATION = "service.wsgi.application"
 APPEND_SLASH = False
 MIDDLEWARE = [
@@ -106,3 +116,53 @@ STATIC_ROOT = BASE_DIR / "var" / "static"
 USE_TZ = True
 TIME_ZONE = "UTC"
 USE_I18N = False
+
+SPECTACULAR_SETTINGS = {
+    "TITLE": "Tenant migrations",
+    "DESCRIPTION": "Plan, run and record Django migrations over tenants in PostgreSQL schemas and databases.",
+    "VERSION": "0.1.0",
+    "OAS_VERSION": "3.1.1",
+    "LICENSE": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
+    "SERVE_INCLUDE_SCHEMA": False,
+    "SERVE_PERMISSIONS": ["rest_framework.permissions.AllowAny"],
+    "COMPONENT_SPLIT_REQUEST": True,
+    "COMPONENT_NO_READ_ONLY_REQUIRED": False,
+    "SCHEMA_PATH_PREFIX": "",
+    "SORT_OPERATIONS": False,
+    "ENUM_ADD_EXPLICIT_BLANK_NULL_CHOICE": False,
+    "ENUM_NAME_OVERRIDES": {
+        "IsolationEnum": "tenants.models.Isolation.choices",
+        "RunStateEnum": "migrations_api.states.RunState.choices",
+        "RolloutStateEnum": "migrations_api.states.RolloutState.choices",
+        "TenantStatusEnum": "migrations_api.serializers.STATUSES",
+        "StepStateEnum": "migrations_api.states.StepState.choices",
+        "RequestedViaEnum": "migrations_api.models.RequestedVia.choices",
+    },
+    "POSTPROCESSING_HOOKS": [
+        "drf_spectacular.hooks.postprocess_schema_enums",
+        "migrations_api.rest.docs.problems_as_problem_json",
+    ],
+    "SWAGGER_UI_DIST": "SIDECAR",
+    "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
+    "REDOC_DIST": "SIDECAR",
+}
+
+# Throttles are counted here. More entries than Django's 300, or many clients would push out each other's counts.
+CACHES = {
+    "default": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache", "OPTIONS": {"MAX_ENTRIES": 10_000}},
+}
+REST_FRAMEWORK: dict[str, object] = {
+    "DEFAULT_SCHEMA_CLASS": "drf_spectacular.openapi.AutoSchema",
+    "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
+    "EXCEPTION_HANDLER": "migrations_api.rest.problems.exception_handler",
+    "DEFAULT_AUTHENTICATION_CLASSES": [
+        "migrations_api.rest.authentication.ApiTokenAuthentication",
+        "rest_framework.authentication.SessionAuthentication",
+    ],
+    "DEFAULT_PERMISSION_CLASSES": ["migrations_api.rest.permissions.RolePermission"],
+    "DEFAULT_THROTTLE_CLASSES": [
+        "migrations_api.rest.throttles.ReadThrottle",
+        "migrations_api.rest.throttles.WriteThrottle",
+    ],
+    "DEFAULT_THROTTLE_RATES": {"read": "1200/minute", "write": "120/minute", "failed_authentication": "30/minute"},
+}

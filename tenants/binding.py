@@ -22,8 +22,10 @@ from tenants.servers import DatabaseSettings
 
 @dataclass(frozen=True)
 class Binding:
+    """What `default` is. `settings` are those of every alias: Django's own mapping is settings.DATABASES itself."""
+
     connection: BaseDatabaseWrapper
-    settings: DatabaseSettings
+    settings: dict[str, DatabaseSettings]
     tenant: Tenant | None
 
 
@@ -43,7 +45,8 @@ def open_connection(settings: DatabaseSettings) -> DatabaseWrapper:
 
 @contextmanager
 def tenant_as_default(tenant: Tenant, connection: DatabaseWrapper) -> Iterator[None]:
-    with _default(Binding(connection, connection.settings_dict, tenant)):
+    settings = {**connections.settings, DEFAULT_DB_ALIAS: connection.settings_dict}
+    with _default(Binding(connection, settings, tenant)):
         yield
 
 
@@ -61,7 +64,7 @@ def control_plane() -> Iterator[None]:
 def _default(binding: Binding) -> Iterator[None]:
     outermost = not _bindings
     if outermost:
-        plane = Binding(connections[DEFAULT_DB_ALIAS], connections.settings[DEFAULT_DB_ALIAS], None)
+        plane = Binding(connections[DEFAULT_DB_ALIAS], connections.settings, None)
         _bindings.append(plane)
     previous = _bindings[-1]
     _bindings.append(binding)
@@ -76,7 +79,7 @@ def _default(binding: Binding) -> Iterator[None]:
 
 
 def _switch(binding: Binding) -> None:
-    connections.settings[DEFAULT_DB_ALIAS] = binding.settings
+    connections.settings = binding.settings
     connections[DEFAULT_DB_ALIAS] = binding.connection
 
 

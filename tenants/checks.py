@@ -31,7 +31,7 @@ def check_databases(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> l
             id="tenants.E001",
         )
         for alias in server_aliases()
-        if server_settings(alias)["ENGINE"] != ENGINE
+        if server_settings(alias).get("ENGINE") != ENGINE
     ]
 
 
@@ -50,15 +50,23 @@ def check_router(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list
 
 @register("tenants")
 def check_apps(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
-    return [
-        Error(
-            f"{setting} names '{entry}', which is not an installed app.",
-            hint="Use an entry of INSTALLED_APPS, spelled the same.",
-            id="tenants.E004",
-        )
-        for setting in ("TENANT_APPS", "SHARED_APPS")
-        for entry in missing_apps(getattr(settings, setting))
-    ]
+    messages: list[CheckMessage] = []
+    for setting in ("TENANT_APPS", "SHARED_APPS"):
+        entries = getattr(settings, setting, None)
+        if not isinstance(entries, (list, tuple)):
+            messages.append(
+                Error(f"{setting} must be a list.", hint="List entries of INSTALLED_APPS.", id="tenants.E007")
+            )
+            continue
+        messages += [
+            Error(
+                f"{setting} names '{entry}', which is not an installed app.",
+                hint="Use an entry of INSTALLED_APPS, spelled the same.",
+                id="tenants.E004",
+            )
+            for entry in missing_apps(entries)
+        ]
+    return messages
 
 
 @register("tenants")
@@ -69,7 +77,7 @@ def check_templates(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> l
         ("TENANT_DATABASE_TEMPLATE", names.database_name),
     ):
         try:
-            compute(getattr(settings, setting), "acme")
+            compute(str(getattr(settings, setting, "")), "acme")
         except InvalidName as error:
             messages.append(
                 Error(f"{setting}: {error.message}", hint="Such as 'public_{tenant_id}'.", id="tenants.E005")

@@ -41,11 +41,13 @@ class Conf:
     read_batch: int = 200
     # Databases that are read at the same time.
     read_concurrency: int = 8
+    # How old the stored picture of a tenant may be before the coordinator looks again.
+    observe_every: float = 60
 
     def __post_init__(self) -> None:
         for name in ("max_concurrency", "tenants_per_worker", "attempts", "read_batch", "read_concurrency"):
             _require(name, getattr(self, name), whole=True, minimum=1)
-        for name in ("connect_timeout", "lease", "heartbeat", "backoff"):
+        for name in ("connect_timeout", "lease", "heartbeat", "backoff", "observe_every"):
             _require(name, getattr(self, name), whole=False, minimum=0.001)
         for name in ("lock_timeout", "statement_timeout", "lock_wait"):
             _require(name, getattr(self, name), whole=False, minimum=0)

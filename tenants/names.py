@@ -73,6 +73,6 @@ def _checked(kind: str, name: str, reserved: frozenset[str]) -> str:
     if name.casefold() in reserved:
         raise InvalidName(f"The {kind} name '{name}' is reserved.")
     # Quoting would carry these, but libpq's startup options, search_path and shell scripts each read them differently.
-    if forbidden := sorted(set(name) & set("\"'\\,;$")):
+    if forbidden := sorted(set(name) & set("\"'\\,;$%")):
         raise InvalidName(f"The {kind} name '{name}' has characters that are not allowed: {' '.join(forbidden)}")
     return name

@@ -38,6 +38,8 @@ def create_tenant(
     refuse_control_plane(tenant)
     unfinished = _register(tenant)
     if not provision:
+        if unfinished:
+            raise _exists(tenant)
         return tenant
     try:
         _provision(tenant, take_over=unfinished)
@@ -57,14 +59,19 @@ def _register(tenant: Tenant) -> bool:
         with transaction.atomic():
             tenant.save(force_insert=True)
     except IntegrityError as error:
-        same = Tenant.objects.filter(pk=tenant.pk, isolation=tenant.isolation, database=tenant.database).first()
-        if same is not None and same.provisioned_at is None:
+        # The templates may have changed since: a row that names another home is another tenant's.
+        home = {key: getattr(tenant, key) for key in ("isolation", "database", "database_name", "schema_name")}
+        if Tenant.objects.filter(pk=tenant.pk, provisioned_at=None, **home).exists():
             return True
         if Tenant.objects.filter(pk=tenant.pk).exists():
-            raise TenantExists(f"Tenant '{tenant.tenant_id}' exists already.") from error
+            raise _exists(tenant) from error
         where = tenant.database_name or tenant.schema_name
         raise TenantExists(f"'{where}' on server '{tenant.database}' belongs to another tenant.") from error
     return False
+
+
+def _exists(tenant: Tenant) -> TenantExists:
+    return TenantExists(f"Tenant '{tenant.tenant_id}' exists already.")
 
 
 def _provision(tenant: Tenant, *, take_over: bool) -> None:

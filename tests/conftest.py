@@ -3,8 +3,12 @@ from typing import Any
 
 import pytest
 from django.conf import settings
+from django.contrib.auth import get_user_model
+from django.contrib.auth.models import Group
 from psycopg2 import sql
+from rest_framework.test import APIClient
 
+from migrations_api.models import ApiToken, Role
 from migrations_api.orchestrator import sources
 from tenants.backends import backend_for
 from tenants.models import Isolation, Tenant
@@ -68,3 +72,35 @@ def broken(settings: Any) -> Iterator[Callable[..., None]]:
 
     yield choose
     sources._load.cache_clear()
+
+
+@pytest.fixture
+def roles(db: None) -> None:
+    """The groups that a migration makes, and that a test with real commits leaves truncated."""
+    for role in Role:
+        Group.objects.get_or_create(name=role)
+
+
+@pytest.fixture
+def token_of(roles: None) -> Callable[..., tuple[ApiToken, str]]:
+    """A new token and its key, of the user who is called like the role and has just that role."""
+
+    def make(role: str, **values: Any) -> tuple[ApiToken, str]:
+        user, _ = get_user_model().objects.get_or_create(username=role)
+        user.groups.add(Group.objects.get(name=role))
+        return ApiToken.objects.create_key(**{"user": user, "name": role, "scope": role, **values})
+
+    return make
+
+
+@pytest.fixture
+def client_of(token_of: Callable[..., tuple[ApiToken, str]]) -> Callable[[str | None], APIClient]:
+    """A client with a bearer token: client_of("operator"); client_of(None) is nobody."""
+
+    def make(role: str | None) -> APIClient:
+        client = APIClient()
+        if role is not None:
+            client.credentials(HTTP_AUTHORIZATION=f"Bearer {token_of(role)[1]}")
+        return client
+
+    return make

@@ -20,7 +20,7 @@ os.environ["TENANT_DATABASE_URLS"] = ""
 os.environ.setdefault("SECRET_KEY", "only-for-tests")
 
 from service.settings import *  # noqa: E402, F403
-from service.settings import DATABASES  # noqa: E402
+from service.settings import DATABASES, REST_FRAMEWORK  # noqa: E402
 
 SHOP = f"shop_{SUFFIX}"
 DATABASES["default"]["TEST"] = {"NAME": f"plane_{SUFFIX}"}
@@ -29,3 +29,9 @@ TENANT_DATABASE_TEMPLATE = "{tenant_id}_" + SUFFIX + "_db"
 # What a tenant's session waits for is what a test waits for.
 TENANT_MIGRATIONS = {"lock_wait": 0.5, "backoff": 0.05, "attempts": 2}
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
+# The cache outlives a test; one that is about throttles sets its own rates.
+REST_FRAMEWORK = {
+    **REST_FRAMEWORK,
+    "DEFAULT_THROTTLE_RATES": {"read": None, "write": None, "failed_authentication": None},
+    "TEST_REQUEST_DEFAULT_FORMAT": "json",
+}

@@ -29,9 +29,7 @@ def test_conf__leaves_the_setting_as_it_is(settings: Any) -> None:
 
 def test_conf__unknown_keys_are_named_beside_the_known(settings: Any) -> None:
     settings.TENANT_MIGRATIONS = {"lock_timout": 1, "Lease": 2}
-    with pytest.raises(
-        ValueError, match=r"unknown keys Lease, lock_timout; known are: attempts, .*_worker\.$"
-    ):
+    with pytest.raises(ValueError, match=r"unknown keys Lease, lock_timout; known are: attempts, .*_worker\.$"):
         load_conf()
 
 

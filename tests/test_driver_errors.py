@@ -4,7 +4,7 @@ from typing import Any
 import psycopg2
 import pytest
 from django.conf import settings as django_settings
-from django.db import connection
+from django.db import DatabaseError, connection
 from django.test import override_settings
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
@@ -34,17 +34,18 @@ def server(plane: None) -> dict[str, Any]:
 
 @pytest.fixture
 def error(plane: None) -> Callable[..., BaseException]:
-    """What Django raises for a statement on a table with a unique e-mail, an age over 17 and a mood."""
+    """What Django raises for a statement on a table with a unique e-mail and an age over 17."""
 
     def run(statement: str, parameters: Any = None) -> BaseException:
-        with pytest.raises(Exception) as caught, connection.cursor() as cursor:  # noqa: PT011
+        with connection.cursor() as cursor:
             cursor.execute(
                 "CREATE TEMP TABLE customer (email text PRIMARY KEY, age int CHECK (age > 17), name text NOT NULL);"
                 "CREATE TEMP TABLE purchase (customer text REFERENCES customer);"
                 "INSERT INTO customer VALUES ('ann@corp.example', 40, 'Ann');"
                 "INSERT INTO purchase VALUES ('ann@corp.example')"
             )
-            cursor.execute(statement, parameters)
+            with pytest.raises(DatabaseError) as caught:
+                cursor.execute(statement, parameters)
         connection.close()
         return caught.value
 
@@ -180,14 +181,13 @@ def test_sqlstate__of_what_was_raised_from_the_driver(error: Callable[..., BaseE
             "UPDATE customer SET age = email::int",
             "InvalidTextRepresentation: invalid input syntax for type integer: …",
         ),
-        ("SELECT to_date(email, 'YYYY') FROM customer", "InvalidDatetimeFormat: invalid value … for …"),
+        ("SELECT to_date(email, 'YYYY') FROM customer", "InvalidDatetimeFormat: invalid value …"),
     ],
 )
 def test_describe__names_objects_and_shows_no_row(
     error: Callable[..., BaseException], statement: str, message: str
 ) -> None:
-    described = describe(error(statement))
-    assert described.replace("… for …", "…") == message.replace("… for …", "…")
+    assert describe(error(statement)) == message
 
 
 @pytest.mark.parametrize(
@@ -200,9 +200,8 @@ def test_describe__names_objects_and_shows_no_row(
         "SELECT %s::int",
         "SELECT %s::uuid",
         "SELECT %s::timestamp",
-        "SELECT %s::json",
+        "SELECT ('[' || %s)::json",
         "SELECT %s::int[]",
-        "SELECT to_number(%s, '99') / 0",
         "UPDATE customer SET age = %s::int",
     ],
 )
@@ -216,7 +215,7 @@ def test_describe__shows_no_value_however_it_is_quoted(
 
 def test_describe__raised_by_a_function_of_the_database(error: Callable[..., BaseException]) -> None:
     raised = error("DO $$ BEGIN RAISE EXCEPTION 'no such customer \"%%\" or ''%%''', 'ann@x', 'bob@x'; END $$", [])
-    assert describe(raised) == "RaiseException: no such customer …"
+    assert describe(raised) == "RaiseException: no such customer … or …"
 
 
 @pytest.mark.parametrize(

@@ -114,7 +114,7 @@ def test_name__that_is_taken_by_postgresql(compute: Callable[[str, str], str], t
 
 
 @pytest.mark.parametrize("compute", COMPUTE)
-@pytest.mark.parametrize("character", list("\"'\\,;$"))
+@pytest.mark.parametrize("character", list("\"'\\,;$%"))
 def test_name__with_a_character_that_is_read_in_several_ways(
     compute: Callable[[str, str], str], character: str
 ) -> None:

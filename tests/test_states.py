@@ -17,6 +17,7 @@ from tenants.models import Tenant
 RUNS = {
     "claim": ("pending waiting", "running"),
     "wait": ("running", "waiting"),
+    "requeue": ("running waiting", "pending"),
     "succeed": ("running", "succeeded"),
     "fail": ("running", "failed"),
     "leave_partial": ("running", "partial"),

@@ -1,25 +1,28 @@
 """Carry out one plan on one tenant: connect, check, lock, plan again, apply, verify."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Final
 
-from django.db import Error as DatabaseError
+import psycopg2
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models.signals import post_migrate, pre_migrate
 from psycopg2 import errorcodes
 
-from migrations_api.exceptions import PlanChanged
+from migrations_api.exceptions import ConfirmationRequired, PlanChanged, TenantLocked
 from migrations_api.executor import signals
 from migrations_api.executor.applied import TenantRecorder
 from migrations_api.executor.lock import tenant_lock
 from migrations_api.executor.migrator import TenantMigrator
 from migrations_api.executor.outcome import End, Failure, Observer, Options, Outcome, StepResult, StopRequested
 from migrations_api.executor.syncdb import sync_apps
-from migrations_api.plan import Applied, MigrationSource, Plan, Target, make_plan, prunable, require_reversible
+from migrations_api.plan import Applied, MigrationSource, Plan, Step, Target, make_plan, prunable, require_reversible
 from tenants.app_sets import tenant_apps
-from tenants.binding import tenant_as_default
+from tenants.binding import control_plane, tenant_as_default
 from tenants.conf import load_conf
 from tenants.driver_errors import describe, driver_error, sqlstate, translate, translated
-from tenants.exceptions import PermissionDenied, ServiceError
+from tenants.exceptions import PermissionDenied, ServerUnreachable, ServiceError
 from tenants.models import Tenant
 from tenants.sessions import tenant_session
 
@@ -65,7 +68,9 @@ def execute(
             invalid = invalid_indexes(connection, tenant.schema_name)
         plan = make_plan(source, applied, target)
         if plan_digest and plan.digest != plan_digest:
-            raise PlanChanged(f"The plan of tenant '{tenant.tenant_id}' has changed: its digest is {plan.digest} now.")
+            raise PlanChanged(tenant.tenant_id, plan.digest)
+        if plan.backwards and not options.allow_backwards:
+            raise ConfirmationRequired
         if not options.fake:
             require_reversible(plan)
         observer.planned(plan)
@@ -152,7 +157,7 @@ class _Execution:
             failure = Failure(
                 code="invalid_index",
                 error_class="",
-                message=f"The run left invalid indexes: {', '.join(sorted(broken))}. Drop them and build them again.",
+                message=_invalid_message(broken),
             )
             return self._outcome(End.PARTIAL, failure, after=after)
         missing = [str(step) for step in self.plan.steps if ((step.app_label, step.name) in after) == step.backwards]
@@ -164,21 +169,53 @@ class _Execution:
     def _failed(self, error: BaseException) -> Outcome:
         """Tell a clean boundary from a tenant that stands between two; raises ServerUnreachable when it cannot tell."""
         step = self.migrator.step
+        with self._reading() as connection, translated():
+            after = TenantRecorder(connection, self.tenant.schema_name).applied_keys()
+            broken = invalid_indexes(connection, self.tenant.schema_name) - self.invalid
         half_done = step is not None and not step.atomic and self.migrator.statements > 0
-        after = self._applied_now()
-        if step is not None and ((step.app_label, step.name) in after) != step.backwards:
+        if step is not None and self._is_recorded(step, after) != step.backwards:
             # The reply to COMMIT was lost, but not the COMMIT.
             half_done = False
             self.migrator.results.append(StepResult(step=step, faked=False, seconds=0.0))
-        failure = failure_of(error, step=str(step) if step else "", transient_allowed=not half_done)
-        return self._outcome(End.PARTIAL if half_done else End.FAILED, failure, after=after)
+        partial = half_done or bool(broken)
+        failure = failure_of(error, step=str(step) if step else "", transient_allowed=not partial)
+        if broken:
+            failure = replace(failure, message=f"{_invalid_message(broken)} {failure.message}")
+        return self._outcome(End.PARTIAL if partial else End.FAILED, failure, after=after)
 
-    def _applied_now(self) -> Applied:
-        """Read over a new session where the old one is gone: after a lost COMMIT only the tenant knows."""
+    def _is_recorded(self, step: Step, applied: Applied) -> bool:
+        """A squashed migration is recorded by what it replaces; its own row comes at the end of the run."""
+        key = (step.app_label, step.name)
+        squashed = self.plan.loader.replacements.get(key)
+        return key in applied or (squashed is not None and all(tuple(each) in applied for each in squashed.replaces))
+
+    @contextmanager
+    def _reading(self) -> Iterator[BaseDatabaseWrapper]:
+        """A new session where the old one is gone: after a lost COMMIT only the tenant knows.
+
+        Under the lock, since the server may not have noticed yet that the old session's client is gone.
+        """
         raw = self.connection.connection
         if raw is not None and not raw.closed and self.connection.is_usable():
-            return self.migrator.recorder.applied_keys()
-        with tenant_session(self.tenant, application_name="tenant-migrations settle", writable=False) as connection:
+            yield self.connection
+            return
+        with (
+            control_plane(),
+            tenant_session(self.tenant, application_name="tenant-migrations settle", writable=False) as connection,
+        ):
+            database = connection.settings_dict["NAME"]
+            try:
+                with tenant_lock(
+                    connection, database=database, schema=self.tenant.schema_name, wait=load_conf().lock_wait
+                ):
+                    yield connection
+            except TenantLocked as error:
+                raise ServerUnreachable(
+                    f"The session was lost, and what became of its work cannot be read yet. {error.message}"
+                ) from error
+
+    def _applied_now(self) -> Applied:
+        with self._reading() as connection, translated():
             return TenantRecorder(connection, self.tenant.schema_name).applied_keys()
 
     def _outcome(self, end: End, failure: Failure | None, *, after: Applied | None = None) -> Outcome:
@@ -192,25 +229,30 @@ class _Execution:
         )
 
 
+def _invalid_message(indexes: frozenset[str]) -> str:
+    return f"The run left invalid indexes: {', '.join(sorted(indexes))}. Drop them and build them again."
+
+
 def failure_of(error: BaseException, *, step: str = "", transient_allowed: bool = True) -> Failure:
     """A Failure fit to be shown and stored."""
-    state = sqlstate(error)
+    state, found = sqlstate(error), driver_error(error)
+    # The server's errors have an SQLSTATE; without one it is the connection that failed.
+    lost = not state and isinstance(found, psycopg2.OperationalError | psycopg2.InterfaceError)
     code, message = "migration_failed" if step else "failed", describe(error)
     if isinstance(error, ServiceError):
         code, message = error.code, error.message
     elif state == errorcodes.INSUFFICIENT_PRIVILEGE:
         code = PermissionDenied.code
-    elif isinstance(error, DatabaseError) and not state and driver_error(error) is not None:
-        lost = translate(error)
-        code, message = lost.code, lost.message
-    found = driver_error(error)
+    elif lost:
+        translation = translate(error)
+        code, message = translation.code, translation.message
     return Failure(
         code=code,
         error_class=type(found).__name__ if found is not None else type(error).__name__,
         message=message,
         sqlstate=state,
         step=step,
-        transient=transient_allowed and (state in TRANSIENT or state.startswith("08")),
+        transient=transient_allowed and (lost or state in TRANSIENT or state.startswith("08")),
     )
 
 

@@ -10,6 +10,7 @@ from django.db import Error as DatabaseError
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from migrations_api.exceptions import TenantLocked
+from tenants.driver_errors import translated
 
 HOLDER_SQL = """
     SELECT a.application_name, a.pid, a.backend_start
@@ -48,7 +49,7 @@ def tenant_lock(connection: BaseDatabaseWrapper, *, database: str, schema: str, 
 
 
 def _try_lock(connection: BaseDatabaseWrapper, key: int) -> bool:
-    with connection.cursor() as cursor:
+    with translated(), connection.cursor() as cursor:
         cursor.execute("SELECT pg_try_advisory_lock(%s)", [key])
         return bool(cursor.fetchone()[0])
 
@@ -65,8 +66,8 @@ def _unlock(connection: BaseDatabaseWrapper, key: int) -> None:
 
 
 def _holder(connection: BaseDatabaseWrapper, key: int) -> str:
-    with connection.cursor() as cursor:
-        cursor.execute(HOLDER_SQL, [key & 0xFFFFFFFFFFFFFFFF if key >= 0 else key])
+    with translated(), connection.cursor() as cursor:
+        cursor.execute(HOLDER_SQL, [key])
         row = cursor.fetchone()
     if row is None:
         return "a session that has just ended"

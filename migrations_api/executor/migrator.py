@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from django.db import Error as DatabaseError
+from django.db import transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.base.schema import BaseDatabaseSchemaEditor
 from django.db.migrations.migration import Migration
@@ -13,6 +15,7 @@ from django.db.migrations.state import ProjectState
 from migrations_api.executor.applied import TenantRecorder
 from migrations_api.executor.outcome import Observer, StepResult, StopRequested
 from migrations_api.plan import Plan, Planner, Step
+from tenants.driver_errors import sqlstate
 from tenants.exceptions import ServerError
 
 
@@ -50,6 +53,14 @@ class TenantMigrator(Planner):
                     self._settle(editor, migration, self._record)
             finish(fake)
         return state
+
+    def detect_soft_applied(
+        self, project_state: ProjectState | None, migration: Migration
+    ) -> tuple[bool, ProjectState]:
+        """As Django's, but tables that are only visible behind the tenant's own do not count."""
+        with transaction.atomic(using=self.connection.alias), self.connection.cursor() as cursor:
+            cursor.execute("SELECT set_config('search_path', quote_ident(%s), true)", [self._schema])
+            return super().detect_soft_applied(project_state, migration)
 
     def unapply_migration(self, state: ProjectState, migration: Migration, fake: bool = False) -> ProjectState:
         with self._step(migration) as finish:
@@ -109,7 +120,12 @@ class TenantMigrator(Planner):
             yield finish
 
     def _count(self, execute: Callable[..., Any], sql: Any, params: Sequence[Any], many: bool, context: Any) -> Any:
-        result = execute(sql, params, many, context)
-        if not str(sql).lstrip().upper().startswith("SELECT"):
-            self.statements += 1
-        return result
+        changes = not str(sql).lstrip().upper().startswith("SELECT")
+        try:
+            return execute(sql, params, many, context)
+        except DatabaseError as error:
+            # What the server refused is not done; without its answer nobody knows.
+            changes = changes and not sqlstate(error)
+            raise
+        finally:
+            self.statements += changes

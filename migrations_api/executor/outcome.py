@@ -24,6 +24,8 @@ class Options:
     fake_initial: bool = False
     run_syncdb: bool = False
     prune: bool = False
+    # Whether a plan that undoes migrations may be carried out; for the API that takes an admin's confirmation.
+    allow_backwards: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -167,7 +167,7 @@ class FleetPresenter(Presenter):
 
 def describe(ended: RunEnded | MigrationRun) -> str:
     """What went wrong and in which step; the server's words and rows never come along."""
-    partial = " The tenant stands between two migrations." if ended.state == RunState.PARTIAL else ""
+    partial = " (the tenant stands between two migrations)" if ended.state == RunState.PARTIAL else ""
     step = f"{ended.failed_step}: " if ended.failed_step else ""
     return f"{step}{explain(ended.error_code, ended.message)}{partial}"
 

@@ -1,4 +1,5 @@
 from migrations_api.models.access import ApiToken, AuditEntry, Role
+from migrations_api.models.coordination import Coordinator
 from migrations_api.models.fleet import TenantObservation
 from migrations_api.models.idempotency import IdempotencyRecord
 from migrations_api.models.runs import AppliedSet, MigrationRun, RequestedVia, Rollout, RunStep
@@ -7,6 +8,7 @@ __all__ = [
     "ApiToken",
     "AppliedSet",
     "AuditEntry",
+    "Coordinator",
     "IdempotencyRecord",
     "MigrationRun",
     "RequestedVia",

@@ -1,10 +1,15 @@
 """Who may do what, and who did."""
 
-from typing import Any, ClassVar, NoReturn
+from datetime import timedelta
+from typing import Any, ClassVar, Final, NoReturn
 
 from django.conf import settings
+from django.contrib.auth.base_user import AbstractBaseUser
+from django.contrib.auth.models import AnonymousUser, Group
 from django.db import models
-from rest_framework_api_key.models import AbstractAPIKey
+from rest_framework_api_key.models import AbstractAPIKey, APIKeyManager
+
+TOKEN_LIFETIME: Final = timedelta(days=90)
 
 
 class Role(models.TextChoices):
@@ -18,6 +23,23 @@ class Role(models.TextChoices):
     def rank(self) -> int:
         return list(Role).index(self)
 
+    @classmethod
+    def of(cls, user: AbstractBaseUser | AnonymousUser) -> "Role | None":
+        """The highest that the user's groups give; a superuser is an admin without being in any."""
+        if getattr(user, "is_superuser", False):
+            return cls.ADMIN
+        names = set(Group.objects.filter(user=user.pk, name__in=cls.values).values_list("name", flat=True))
+        return next((role for role in reversed(cls) if role.value in names), None)
+
+
+class ApiTokenManager(APIKeyManager):
+    def assign_key(self, obj: AbstractAPIKey) -> str:
+        """Give the token a key, which is returned and kept nowhere."""
+        key = super().assign_key(obj)
+        # The library's primary key has the hash in it, and would show it in every address of the admin.
+        obj.id = obj.prefix
+        return key
+
 
 class ApiToken(AbstractAPIKey):
     """A bearer token of one user, stored as a hash. It never gives more than its scope, nor more than its user has."""
@@ -25,6 +47,8 @@ class ApiToken(AbstractAPIKey):
     user = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="api_tokens")
     scope = models.CharField(max_length=8, choices=Role, default=Role.VIEWER)
     last_used_at = models.DateTimeField(null=True, blank=True, editable=False)
+
+    objects: ClassVar[ApiTokenManager] = ApiTokenManager()
 
     class Meta(AbstractAPIKey.Meta):
         verbose_name = "API token"

@@ -10,9 +10,10 @@ from migrations_api.exceptions import TenantLocked
 from migrations_api.executor import Failure
 from migrations_api.executor.applied import TenantRecorder
 from migrations_api.executor.lock import tenant_lock
-from migrations_api.models import AppliedSet, MigrationRun, Rollout, RunStep
+from migrations_api.models import AppliedSet, MigrationRun, RequestedVia, Rollout, RunStep
+from migrations_api.orchestrator import observations
+from migrations_api.orchestrator.endings import finish_if_done
 from migrations_api.orchestrator.recorder import failure_values
-from migrations_api.orchestrator.rollouts import finish_if_done
 from migrations_api.plan import Applied
 from migrations_api.states import ACTIVE_ROLLOUT_STATES, RunState, StepState
 from tenants.exceptions import NotProvisioned, ServiceError
@@ -23,7 +24,10 @@ logger = logging.getLogger(__name__)
 
 
 def settle_abandoned(tenant_ids: Collection[str] | None = None) -> None:
-    """End every run whose lease has run out, and cancel what a rollout that lost its driver had not started."""
+    """End every run whose lease has run out, and cancel what a command that is gone had not started.
+
+    What the API asked for and nobody has begun is left to the next coordinator.
+    """
     runs = MigrationRun.objects.active()
     if tenant_ids is not None:
         runs = runs.filter(tenant_id__in=tenant_ids)
@@ -31,6 +35,9 @@ def settle_abandoned(tenant_ids: Collection[str] | None = None) -> None:
         _settle(run)
     waiting = Q(state__in=[RunState.PENDING, RunState.WAITING], lease_expires_at__lt=Now())
     orphaned = Q(state=RunState.PENDING, rollout__lease_expires_at__lt=Now())
+    asked = runs.filter(waiting, requested_via=RequestedVia.API)
+    asked.transition("requeue", lease_expires_at=None, waiting_cause="")
+    runs = runs.filter(requested_via=RequestedVia.COMMAND)
     runs.filter(pk__in=runs.filter(waiting | orphaned).values("pk")).transition(
         "cancel",
         finished_at=Now(),
@@ -77,6 +84,7 @@ def _settle(run: MigrationRun) -> None:
         **failure_values(failure),
     )
     if settled:
+        observations.after_run(run.tenant_id, applied, partial=partial)
         logger.warning("run %s of tenant %s lost its worker and was settled", run.pk, run.tenant_id)
 
 

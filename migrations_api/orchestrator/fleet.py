@@ -27,6 +27,12 @@ from tenants.sessions import refuse_control_plane
 
 
 class TenantStatus(StrEnum):
+    """Where a tenant stands.
+
+    One that has never been looked at is `unprovisioned` when nothing was ever provisioned for it, else `unreachable`:
+    nobody knows more.
+    """
+
     UP_TO_DATE = "up_to_date"
     PENDING = "pending"
     AHEAD = "ahead"
@@ -53,6 +59,30 @@ class Standing:
     pending: int = 0
     unknown: tuple[str, ...] = ()
     detail: str = ""
+    observed_at: datetime | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """What one set of applied migrations means to this code, whichever tenant stands there."""
+
+    status: TenantStatus
+    applied: int
+    pending: int = 0
+    unknown: tuple[str, ...] = ()
+    detail: str = ""
+    observed_at: datetime | None = None
+
+    def standing(self, tenant: Tenant, *, partial: bool, observed_at: datetime | None = None) -> Standing:
+        return Standing(
+            tenant=tenant,
+            status=TenantStatus.PARTIAL if partial else self.status,
+            applied=self.applied,
+            pending=self.pending,
+            unknown=self.unknown,
+            detail=self.detail,
+            observed_at=observed_at,
+        )
 
 
 def observe(tenants: Iterable[Tenant]) -> dict[str, Observation]:
@@ -135,37 +165,46 @@ def _standing(
         status = TenantStatus.UNPROVISIONED if unprovisioned else TenantStatus.UNREACHABLE
         return Standing(tenant=tenant, status=status, detail=observation.error.message if observation.error else "")
     applied: Applied = frozenset(observation.applied)
-    plan = _plan_once(tenant, applied, plans, target)
-    is_partial = tenant.tenant_id in partial
+    place = place_of(_plan_once(tenant, applied, plans, target), applied)
+    return place.standing(tenant, partial=tenant.tenant_id in partial)
+
+
+def place_of(plan: Plan | PlanError, applied: Applied) -> Place:
     if isinstance(plan, PlanError):
-        status = TenantStatus.PARTIAL if is_partial else TenantStatus.PENDING
-        return Standing(tenant=tenant, status=status, applied=len(applied), detail=plan.message)
-    own = len(plan.applied)
-    if is_partial:
-        status = TenantStatus.PARTIAL
-    elif plan.unknown:
+        return Place(status=TenantStatus.PENDING, applied=len(applied), detail=plan.message)
+    if plan.unknown:
         status = TenantStatus.AHEAD
     else:
         status = TenantStatus.PENDING if plan.steps else TenantStatus.UP_TO_DATE
-    return Standing(tenant=tenant, status=status, applied=own, pending=len(plan.steps), unknown=plan.unknown)
+    return Place(status=status, applied=len(plan.applied), pending=len(plan.steps), unknown=plan.unknown)
 
 
 def _plan_once(
     tenant: Tenant, applied: Applied, plans: dict[tuple[str, str], Plan | PlanError], target: Target
 ) -> Plan | PlanError:
-    kind = Isolation.SHARED if tenant.isolation == Isolation.SHARED else Isolation.SCHEMA
+    kind = kind_of(tenant.isolation)
     key = (kind, fingerprint(applied))
     if key not in plans:
-        try:
-            plans[key] = make_plan(source_for(kind), applied, target)
-        except PlanError as error:
-            plans[key] = error
+        plans[key] = try_plan(kind, applied, target)
     return plans[key]
 
 
+def kind_of(isolation: str) -> str:
+    """Schema and database tenants receive the same migrations; shared ones others."""
+    return Isolation.SHARED if isolation == Isolation.SHARED else Isolation.SCHEMA
+
+
+def try_plan(kind: str, applied: Applied, target: Target) -> Plan | PlanError:
+    try:
+        return make_plan(source_for(kind), applied, target)
+    except PlanError as error:
+        return error
+
+
 def _partial_tenants() -> frozenset[str]:
-    """Tenants whose newest run left them between two boundaries."""
-    newest = MigrationRun.objects.filter(tenant=OuterRef("pk")).order_by("-pk").values("state")[:1]
+    """Tenants whose newest run left them between two boundaries; one that never reached its tenant says nothing."""
+    looked = MigrationRun.objects.filter(tenant=OuterRef("pk"), applied_after__isnull=False)
+    newest = looked.order_by("-pk").values("state")[:1]
     tenants = Tenant.objects.annotate(newest=Subquery(newest)).filter(newest=RunState.PARTIAL)
     return frozenset(tenants.values_list("pk", flat=True))
 

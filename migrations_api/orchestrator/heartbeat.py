@@ -9,7 +9,7 @@ from datetime import timedelta
 from django.db import DEFAULT_DB_ALIAS, DatabaseError, connections
 from django.db.models.functions import Now
 
-from migrations_api.models import MigrationRun
+from migrations_api.models import MigrationRun, Rollout
 from tenants.conf import Conf
 
 logger = logging.getLogger(__name__)
@@ -37,7 +37,9 @@ def _beat(run_id: int, attempt: int, conf: Conf, connected: threading.Event, don
         while not done.wait(conf.heartbeat):
             try:
                 lease = Now() + timedelta(seconds=conf.lease)
-                MigrationRun.objects.held_by(run_id, attempt).active().update(lease_expires_at=lease)
+                if MigrationRun.objects.held_by(run_id, attempt).active().update(lease_expires_at=lease):
+                    # A driver that does the work itself cannot renew its own lease meanwhile.
+                    Rollout.objects.filter(runs=run_id, lease_expires_at__isnull=False).update(lease_expires_at=lease)
             except DatabaseError:
                 # The lease outlasts a short outage; a long one ends it, and the tenant is read to see what came of it.
                 logger.warning("the lease of run %s could not be renewed", run_id)

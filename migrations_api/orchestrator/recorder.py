@@ -1,19 +1,26 @@
 """Writes what happens to a run, each time as a conditional UPDATE that only the newest attempt can make."""
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
+from django.db import transaction
+from django.db.models import Max
 from django.db.models.functions import Now
 
 from migrations_api.dispatch.base import Emit, ShouldStop
 from migrations_api.events import Event, RunEnded, RunPlanned, RunPruned, StepFinished, StepStarted
-from migrations_api.exceptions import InvalidTransition
+from migrations_api.exceptions import InvalidTransition, PlanChanged
 from migrations_api.executor import End, Failure, Outcome, StepResult
 from migrations_api.models import AppliedSet, MigrationRun, RunStep
+from migrations_api.orchestrator import observations
 from migrations_api.plan import Applied, Plan, Step
 from migrations_api.states import StepState
 from tenants.binding import control_plane
 
+logger = logging.getLogger(__name__)
+
+DONE_STATES = frozenset({StepState.DONE, StepState.FAKED})
 _ENDS = {End.SUCCEEDED: "succeed", End.FAILED: "fail", End.PARTIAL: "leave_partial", End.CANCELED: "cancel"}
 
 
@@ -24,25 +31,43 @@ class AttemptLost(InvalidTransition):
 
 
 class Recorder:
-    """The executor's observer for one attempt of one run."""
+    """The executor's observer for one attempt of one run.
 
-    def __init__(self, run: MigrationRun, *, emit: Emit, should_stop: ShouldStop) -> None:
+    A run that is stopped because `should_stop` says so is canceled, or becomes pending again with `requeues`; one that
+    a user cancels is canceled.
+    """
+
+    def __init__(self, run: MigrationRun, *, emit: Emit, should_stop: ShouldStop, requeues: bool = False) -> None:
         self.run = run
-        self.should_stop = should_stop
+        self._told_to_stop = should_stop
+        self._requeues = requeues
         self._emit = emit
         self._mine = MigrationRun.objects.held_by(run.pk, run.attempt)
+        self._steps = RunStep.objects.filter(run=run.pk, run__attempt=run.attempt)
         self._positions: dict[Step, int] = {}
 
     def tell(self, kind: Callable[..., Event], **values: Any) -> None:
         self._emit(kind(run_id=self.run.pk, tenant_id=self.run.tenant_id, **values))
 
+    def should_stop(self) -> bool:
+        if self._told_to_stop():
+            return True
+        with control_plane():
+            return self._mine.filter(cancel_requested=True).exists()
+
     def planned(self, plan: Plan) -> None:
         with control_plane():
-            self._update(plan_digest=plan.digest, applied_before_id=AppliedSet.store(plan.applied))
-            self.run.steps.all().delete()
+            if self.run.applied_before_id is None:
+                self._update(plan_digest=plan.digest, applied_before_id=AppliedSet.store(plan.applied))
+            else:
+                self._update()
+                self._require_rest(plan)
             if self.run.options.get("prune"):
                 return
-            self._positions = {step: position for position, step in enumerate(plan.steps, 1)}
+            # What an earlier attempt of the run has done stays done.
+            self._steps.exclude(state__in=DONE_STATES).delete()
+            last = self._steps.aggregate(last=Max("position"))["last"] or 0
+            self._positions = {step: position for position, step in enumerate(plan.steps, last + 1)}
             RunStep.objects.bulk_create(_row(self.run, step, place) for step, place in self._positions.items())
         self.tell(RunPlanned, target=describe_target(plan), steps=len(plan.steps), unknown=plan.unknown)
 
@@ -64,16 +89,22 @@ class Recorder:
         )
 
     def ended(self, outcome: Outcome) -> None:
+        running = self._steps.filter(state=StepState.RUNNING)
+        # A step whose COMMIT went through and whose reply was lost is a result that nobody was told of.
+        running.filter(position__in=[self._positions[each.step] for each in outcome.results]).update(
+            state=StepState.DONE
+        )
+        if outcome.end is End.CANCELED and self.requeue():
+            return
         if outcome.end is End.FAILED and outcome.failure and outcome.failure.step:
-            self.run.steps.filter(state=StepState.RUNNING).update(state=StepState.FAILED)
+            running.update(state=StepState.FAILED)
         if self.run.options.get("prune"):
             self.tell(RunPruned, migrations=outcome.pruned)
         self.finish(
             _ENDS[outcome.end],
             outcome.failure,
-            applied_before=outcome.before,
             applied_after=outcome.after,
-            steps=len(outcome.results) + len(outcome.pruned) + len(outcome.synced),
+            steps=self._steps.filter(state__in=DONE_STATES).count() + len(outcome.pruned) + len(outcome.synced),
         )
 
     def finish(
@@ -81,18 +112,19 @@ class Recorder:
         action: str,
         failure: Failure | None = None,
         *,
-        applied_before: Applied | None = None,
         applied_after: Applied | None = None,
         steps: int = 0,
     ) -> None:
         """End the run by `action`; nothing happens if another attempt has it."""
         values: dict[str, Any] = {"finished_at": Now(), "lease_expires_at": None, "waiting_cause": ""}
-        if applied_before is not None and applied_after is not None:
-            values["applied_before_id"] = AppliedSet.store(applied_before)
+        if applied_after is not None:
             values["applied_after_id"] = AppliedSet.store(applied_after)
         values |= failure_values(failure)
-        if not self._mine.transition(action, **values):
-            return
+        with transaction.atomic():
+            if not self._mine.transition(action, **values):
+                return
+            if applied_after is not None:
+                observations.after_run(self.run.tenant_id, applied_after, partial=action == "leave_partial")
         self.run.refresh_from_db()
         self.tell(
             RunEnded,
@@ -103,13 +135,30 @@ class Recorder:
             message=self.run.message,
         )
 
+    def requeue(self) -> bool:
+        """Leave the rest of the run to the next coordinator; False if it is not to be carried on with."""
+        mine = self._mine.filter(cancel_requested=False)
+        if not self._requeues or not mine.transition("requeue", lease_expires_at=None, waiting_cause=""):
+            return False
+        logger.info("run %s of tenant %s is left to the next coordinator", self.run.pk, self.run.tenant_id)
+        return True
+
+    def _require_rest(self, plan: Plan) -> None:
+        """Where a plan was agreed to, a later attempt may do the rest of it and nothing else."""
+        if not self.run.expected_digest or self.run.options.get("prune"):
+            return
+        agreed = list(self._steps.values_list("app_label", "name", "backwards"))
+        rest = [(step.app_label, step.name, step.backwards) for step in plan.steps]
+        if rest != agreed[len(agreed) - len(rest) :]:
+            raise PlanChanged(self.run.tenant_id, plan.digest)
+
     def _update(self, **values: Any) -> None:
-        if not self._mine.active().update(**values):
+        if not self._mine.active().update(waiting_cause="", **values):
             raise AttemptLost
 
     def _step(self, step: Step, **values: Any) -> None:
-        self._update(waiting_cause="")
-        self.run.steps.filter(position=self._positions[step]).update(**values)
+        self._update()
+        self._steps.filter(position=self._positions[step]).update(**values)
 
 
 def failure_values(failure: Failure | None) -> dict[str, str]:

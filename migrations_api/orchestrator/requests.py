@@ -46,7 +46,9 @@ def forget(tenant: Tenant, *, drop: bool) -> None:
     forget_tenant(tenant, drop=drop)
 
 
-def request_run(tenant: Tenant, request: Request, *, expected_digest: str = "") -> MigrationRun:
+def request_run(
+    tenant: Tenant, request: Request, *, expected_digest: str = "", retry_of: MigrationRun | None = None
+) -> MigrationRun:
     """A pending run; raises RunActive when the tenant has one that is not finished, or InvalidOptions."""
     _check_options(request)
     _check_target(tenant.isolation, request.target)
@@ -55,6 +57,7 @@ def request_run(tenant: Tenant, request: Request, *, expected_digest: str = "") 
         with transaction.atomic():
             run = _run(tenant, request)
             run.expected_digest = expected_digest
+            run.retry_of = retry_of
             if request.via == RequestedVia.COMMAND:
                 # The command carries it out itself; a coordinator waits for what the API asked for, however long.
                 run.lease_expires_at = timezone.now() + timedelta(seconds=load_conf().lease)
@@ -93,7 +96,7 @@ def _asked(request: Request) -> dict[str, object]:
     return {
         "app_label": request.target.app_label or "",
         "migration_name": request.target.migration_name or "",
-        "options": {name: value for name, value in asdict(request.options).items() if value},
+        "options": {name: value for name, value in asdict(request.options).items() if value != getattr(Options, name)},
         "requested_via": request.via,
     }
 

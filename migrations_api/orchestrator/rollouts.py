@@ -1,6 +1,8 @@
 """Drive a rollout: which run is next, and when it is over. `advance()` can be called by anyone, at any time."""
 
-from collections import Counter
+import time
+from collections import defaultdict
+from collections.abc import Iterable
 from datetime import timedelta
 
 from django.db import transaction
@@ -10,6 +12,8 @@ from django.utils.module_loading import import_string
 
 from migrations_api.dispatch.base import Dispatcher, Emit, ShouldStop
 from migrations_api.models import MigrationRun, Rollout
+from migrations_api.orchestrator.abandoned import settle_abandoned
+from migrations_api.orchestrator.endings import finish_if_done
 from migrations_api.orchestrator.work import work
 from migrations_api.states import ACTIVE_ROLLOUT_STATES, RunState
 from tenants.conf import load_conf
@@ -32,7 +36,7 @@ def drive(rollout: Rollout, *, executor: str, max_concurrency: int, emit: Emit, 
             ready = advance(rollout, limit=dispatcher.free, lease=conf.lease, held=dispatcher.held)
             for run_id in ready:
                 dispatcher.submit(run_id)
-            if not ready and not dispatcher.held:
+            if not ready and not dispatcher.held and not _settle_lost(rollout, lease=conf.lease, stop=should_stop):
                 break
             dispatcher.wait(1.0)
     finally:
@@ -40,6 +44,21 @@ def drive(rollout: Rollout, *, executor: str, max_concurrency: int, emit: Emit, 
     finish_if_done(rollout)
     rollout.refresh_from_db()
     return rollout
+
+
+def _settle_lost(rollout: Rollout, *, lease: float, stop: ShouldStop) -> bool:
+    """Outwait the leases of workers that died and read what became of their tenants; False if no run has ended by it.
+
+    Until then a run of theirs would keep the next wave from opening.
+    """
+    lost = rollout.runs.filter(state__in=[RunState.RUNNING, RunState.WAITING])
+    before = dict(lost.values_list("tenant_id", "state"))
+    while lost.filter(lease_expires_at__gte=Now()).exists() and not stop():
+        Rollout.objects.filter(pk=rollout.pk).update(lease_expires_at=Now() + timedelta(seconds=lease))
+        time.sleep(0.2)
+    if before:
+        settle_abandoned(before)
+    return lost.count() < len(before)
 
 
 def advance(rollout: Rollout, *, limit: int, lease: float, held: frozenset[int] = frozenset()) -> list[int]:
@@ -72,19 +91,21 @@ def cancel(rollout: Rollout) -> None:
     )
 
 
-def finish_if_done(rollout: Rollout) -> None:
-    """Give the rollout its end state once every run has one."""
-    states = state_counts(rollout)
-    if sum(states[state] for state in (RunState.PENDING, RunState.RUNNING, RunState.WAITING)):
-        return
-    failed = states[RunState.FAILED] or states[RunState.PARTIAL]
-    mine = Rollout.objects.filter(pk=rollout.pk)
-    end = {"finished_at": Now(), "lease_expires_at": None}
-    if not mine.transition("finish_canceled", **end):
-        mine.transition("finish_failed" if failed or states[RunState.CANCELED] else "finish_succeeded", **end)
+def counts_by_rollout(rollouts: Iterable[Rollout]) -> dict[int, dict[str, int]]:
+    """How many runs of each rollout are in each state, for all of them in one query."""
+    counts: defaultdict[int, dict[str, int]] = defaultdict(dict)
+    runs = MigrationRun.objects.filter(rollout__in=[rollout.pk for rollout in rollouts]).order_by()
+    for rollout_id, state, count in runs.values_list("rollout_id", "state").annotate(Count("pk")):
+        counts[rollout_id][state] = count
+    return counts
 
 
-def state_counts(rollout: Rollout) -> Counter[str]:
-    """How many of the rollout's runs are in each state."""
-    rows = MigrationRun.objects.filter(rollout=rollout).order_by().values_list("state").annotate(Count("pk"))
-    return Counter(dict(rows))
+def failure_groups(rollout: Rollout) -> list[dict[str, object]]:
+    """The rollout's failures, grouped by how they failed, the most frequent first."""
+    runs = MigrationRun.objects.filter(rollout=rollout, state__in=FAILED_STATES).order_by()
+    grouped = runs.values("error_code", "error_class", "sqlstate", "failed_step").annotate(
+        count=Count("pk"), example_run_id=Min("pk")
+    )
+    groups = list(grouped.order_by("-count", "example_run_id"))
+    messages = dict(runs.filter(pk__in=[group["example_run_id"] for group in groups]).values_list("pk", "message"))
+    return [{**group, "message": messages[group["example_run_id"]]} for group in groups]

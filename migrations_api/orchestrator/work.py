@@ -11,6 +11,7 @@ from migrations_api.dispatch.base import Emit, ShouldStop
 from migrations_api.events import RunStarted, RunWaiting
 from migrations_api.exceptions import TenantLocked
 from migrations_api.executor import End, Failure, Options, Outcome, execute, failure_of
+from migrations_api.log_context import about_run
 from migrations_api.models import MigrationRun
 from migrations_api.orchestrator.heartbeat import heartbeat
 from migrations_api.orchestrator.recorder import AttemptLost, Recorder
@@ -22,20 +23,25 @@ from tenants.exceptions import NotProvisioned, ServerUnreachable, ServiceError
 logger = logging.getLogger(__name__)
 
 
-def work(run_id: int, *, emit: Emit, should_stop: ShouldStop) -> None:
-    """Bring a pending run to its end. Nothing happens when it is somebody else's or has ended."""
+def work(run_id: int, *, emit: Emit, should_stop: ShouldStop, requeues: bool = False) -> None:
+    """Bring a pending run to its end. Nothing happens when it is somebody else's or has ended.
+
+    When `should_stop` says so, the step in flight is finished, and the run is canceled; with `requeues` it becomes
+    pending again.
+    """
     conf = load_conf()
     run = MigrationRun.objects.claim(run_id, lease=conf.lease)
     if run is None:
         return
-    Recorder(run, emit=emit, should_stop=should_stop).tell(RunStarted, tenant_name=run.tenant.name)
-    while run is not None:
-        recorder = Recorder(run, emit=emit, should_stop=should_stop)
-        with heartbeat(run.pk, run.attempt, conf):
-            failure = _attempt(run, recorder)
-        if failure is None:
-            return
-        run = _wait(run, recorder, failure, conf)
+    with about_run(run.pk, run.tenant_id):
+        Recorder(run, emit=emit, should_stop=should_stop).tell(RunStarted, tenant_name=run.tenant.name)
+        while run is not None:
+            recorder = Recorder(run, emit=emit, should_stop=should_stop, requeues=requeues)
+            with heartbeat(run.pk, run.attempt, conf):
+                failure = _attempt(run, recorder)
+            if failure is None:
+                return
+            run = _wait(run, recorder, failure, conf)
 
 
 def _attempt(run: MigrationRun, recorder: Recorder) -> Failure | None:
@@ -74,7 +80,8 @@ def _execute(run: MigrationRun, recorder: Recorder) -> Outcome:
         Options(**run.options),
         observer=recorder,
         application_name=f"tenant-migrations run={run.pk} tenant={run.tenant_id}",
-        plan_digest=run.expected_digest,
+        # Once it was agreed to, the plan of a later attempt is what is left of it.
+        plan_digest="" if run.applied_before_id else run.expected_digest,
     )
 
 
@@ -89,7 +96,8 @@ def _wait(run: MigrationRun, recorder: Recorder, failure: Failure, conf: Conf) -
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if recorder.should_stop():
-            recorder.finish("cancel", failure)
+            if not recorder.requeue():
+                recorder.finish("cancel", failure)
             return None
-        time.sleep(0.05)
+        time.sleep(min(0.2, seconds))
     return MigrationRun.objects.claim(run.pk, lease=conf.lease)

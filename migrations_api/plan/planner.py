@@ -14,6 +14,7 @@ from django.db.migrations.migration import Migration
 from django.db.migrations.state import ProjectState
 
 from migrations_api import exceptions
+from migrations_api.plan.risk import Risk, risks_of
 from migrations_api.plan.source import Key, MigrationSource, TenantLoader
 
 Applied = frozenset[Key]
@@ -38,6 +39,7 @@ class Step:
     atomic: bool = True
     reversible: bool = True
     operations: tuple[str, ...] = ()
+    risks: tuple[Risk, ...] = ()
     digest: str = field(default="", repr=False)
 
     def __str__(self) -> str:
@@ -184,6 +186,7 @@ def _step(migration: Migration, source: MigrationSource, *, backwards: bool) -> 
         atomic=bool(migration.atomic),
         reversible=all(operation.reversible for operation in migration.operations),
         operations=tuple(operation.describe() for operation in migration.operations),
+        risks=tuple(risks_of(migration.operations, backwards=backwards)),
         digest=source.digests[migration.app_label, migration.name],
     )
 

@@ -8,6 +8,7 @@ from django.utils.module_loading import import_string
 from tenants.binding import open_connection
 from tenants.conf import load_conf
 from tenants.driver_errors import translated
+from tenants.exceptions import IsControlPlane
 from tenants.models import Tenant
 from tenants.servers import DatabaseSettings, server_settings
 
@@ -41,10 +42,15 @@ class IsolationBackend(Protocol):
 
 
 def resolved_server_settings(tenant: Tenant) -> DatabaseSettings:
-    """The settings of the tenant's server, passed through the team's own `connection_resolver` where there is one."""
+    """The settings of the tenant's server, passed through the team's own `connection_resolver` where there is one.
+
+    Raises IsControlPlane for settings that name no database: a driver would choose one.
+    """
     settings = server_settings(tenant.database)
     if path := load_conf().connection_resolver:
         settings = import_string(path)(tenant, settings)
+    if not settings.get("ENGINE") or not settings.get("NAME"):
+        raise IsControlPlane(f"The connection settings of tenant '{tenant.tenant_id}' name no database of its own.")
     return settings
 
 
@@ -52,7 +58,7 @@ def resolved_server_settings(tenant: Tenant) -> DatabaseSettings:
 def server_cursor(settings: DatabaseSettings) -> Iterator[CursorWrapper]:
     """An autocommit cursor on a connection of its own, with the driver's errors translated."""
     options = {**settings.get("OPTIONS", {}), "connect_timeout": max(2, round(load_conf().connect_timeout))}
-    connection = open_connection({**settings, "OPTIONS": options})
+    connection = open_connection({**settings, "OPTIONS": options, "AUTOCOMMIT": True})
     with translated(), closing(connection), connection.cursor() as cursor:
         yield cursor
 

@@ -5,6 +5,7 @@ from django.db import DEFAULT_DB_ALIAS
 
 from migrations_api.management.base import EXIT_USAGE, ServiceCommand, label
 from migrations_api.management.commands.migratetenant import carry_out
+from migrations_api.orchestrator.observations import stored_standings
 from migrations_api.orchestrator.requests import Request, request_run
 from migrations_api.serializers import TenantSerializer
 from tenants.exceptions import InvalidName
@@ -32,7 +33,8 @@ class Command(ServiceCommand):
         answers = self._ask(options) if options["interactive"] else self._given(options)
         tenant = create_tenant(**answers, labels=dict(options["labels"]), provision=not register_only)
         if options["format"] == "json":
-            self.write_json(TenantSerializer(tenant).data)
+            standings = stored_standings([tenant])
+            self.write_json(TenantSerializer(tenant, context={"standings": standings}).data)
         elif options["verbosity"] >= 1:
             home = tenant.database_name or tenant.schema_name
             done = "registered" if register_only else "created"

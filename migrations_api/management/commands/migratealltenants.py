@@ -118,7 +118,7 @@ class Command(ServiceCommand):
 
     def _verdict(self, results: dict[str, str]) -> str:
         bad = sum(result in UNFINISHED for result in results.values())
-        return f"{bad} of {len(results)} tenants were not migrated."
+        return f"{bad} of {len(results)} tenants {'was' if bad == 1 else 'were'} not migrated."
 
     @contextmanager
     def _progress(self, presenter: Emit, rollout: Rollout, verbosity: int) -> Iterator[Emit]:

@@ -40,7 +40,7 @@ class Command(ServiceCommand):
             table.add_row(*[str(row[column]) for column in COLUMNS])
         # Piped, the width is that of the content: a script or a file has no edge to wrap at.
         width = None if self.stdout.isatty() else 10_000
-        console = Console(file=StringIO(), width=width, highlight=False, markup=False)
+        console = Console(file=StringIO(), width=width, force_terminal=False, highlight=False, markup=False)
         with console.capture() as capture:
             console.print(table)
         for line in capture.get().splitlines():

@@ -1,0 +1,293 @@
+"""The stored picture of where each tenant stands: written in batches, read without asking any tenant.
+
+What a set of applied migrations means is decided by the code that reads it, so a deploy changes the picture at once.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from itertools import islice
+from typing import Any
+
+from django.db import transaction
+from django.db.models import Count, Min, Q
+from django.utils import timezone
+
+from migrations_api.exceptions import PlanError
+from migrations_api.models import AppliedSet, TenantObservation
+from migrations_api.orchestrator.fleet import (
+    Observation,
+    Place,
+    Standing,
+    TenantStatus,
+    kind_of,
+    observe,
+    place_of,
+    try_plan,
+)
+from migrations_api.orchestrator.sources import SourceKey, source_key
+from migrations_api.plan import Applied, Plan, Target, fingerprint
+from tenants.conf import load_conf
+from tenants.exceptions import NotProvisioned
+from tenants.models import Isolation, Tenant
+
+NOT_YET = "Not looked at yet."
+MAX_PLACES = 4096
+
+Spot = tuple[str, str]  # the kind of tenant and the fingerprint of what it has applied
+_places: dict[tuple[SourceKey, str], Place] = {}
+
+
+def refresh(tenants: Iterable[Tenant] | None = None, *, older_than: float | None = None) -> int:
+    """Look at the tenants, all of them without `tenants`, and store what was seen; returns how many.
+
+    With `older_than`, only at those whose picture is older than so many seconds.
+    """
+    chosen = iter(due(older_than).iterator(chunk_size=1000) if tenants is None else tenants)
+    size, looked = load_conf().read_batch, 0
+    while batch := list(islice(chosen, size)):
+        began = timezone.now()
+        _store([_row(tenant_id, seen, began) for tenant_id, seen in observe(batch).items()])
+        looked += len(batch)
+    return looked
+
+
+def due(older_than: float | None) -> Any:
+    """The tenants whose picture is older than so many seconds, those never looked at first."""
+    tenants = Tenant.objects.order_by("observation__observed_at", "pk")
+    if older_than is None:
+        return tenants
+    limit = timezone.now() - timedelta(seconds=older_than)
+    return tenants.filter(Q(observation=None) | Q(observation__observed_at__lt=limit))
+
+
+def after_run(tenant_id: str, applied: Applied, *, partial: bool) -> None:
+    """Store what a run that has ended left behind."""
+    row = TenantObservation(
+        tenant_id=tenant_id, applied_id=AppliedSet.store(applied), partial=partial, observed_at=timezone.now()
+    )
+    _store([row], "partial")
+
+
+def _row(tenant_id: str, seen: Observation, at: datetime) -> TenantObservation:
+    row = TenantObservation(tenant_id=tenant_id, observed_at=at)
+    if seen.applied is not None:
+        row.applied = AppliedSet(fingerprint=fingerprint(seen.applied), migrations=sorted(map(list, seen.applied)))
+    elif seen.error is not None:
+        row.error_code, row.detail = seen.error.code, seen.error.message[:500]
+    return row
+
+
+def _store(rows: Sequence[TenantObservation], *more_fields: str) -> None:
+    """Keep each row unless a newer look is stored or the tenant is gone."""
+    sets = {row.applied_id: row.applied for row in rows if row.applied_id and "applied" in row._state.fields_cache}
+    with transaction.atomic():
+        AppliedSet.objects.bulk_create([each for each in sets.values() if each], ignore_conflicts=True)
+        ids = [row.tenant_id for row in rows]
+        # Under this lock a slow look cannot come between a newer one's check and its write.
+        present = Tenant.objects.select_for_update(no_key=True).filter(pk__in=ids).order_by("pk")
+        there = set(present.values_list("pk", flat=True))
+        stored = dict(TenantObservation.objects.filter(pk__in=ids).values_list("pk", "observed_at"))
+        TenantObservation.objects.bulk_create(
+            [
+                row
+                for row in rows
+                if row.tenant_id in there and not (row.pk in stored and stored[row.pk] > row.observed_at)
+            ],
+            batch_size=1000,
+            update_conflicts=True,
+            unique_fields=["tenant"],
+            update_fields=["applied", "error_code", "detail", "observed_at", *more_fields],
+        )
+
+
+def stored_standings(tenants: Iterable[Tenant]) -> dict[str, Standing]:
+    """Each tenant's standing by its id, as last looked at; two queries, however many tenants there are."""
+    found = {tenant.tenant_id: tenant for tenant in tenants}
+    seen = {row.pk: row for row in TenantObservation.objects.filter(pk__in=list(found))}
+    spots = {(kind_of(found[row.pk].isolation), row.applied_id) for row in seen.values() if row.applied_id is not None}
+    places = _places_of(spots)
+    return {tenant_id: _standing(tenant, seen.get(tenant_id), places) for tenant_id, tenant in found.items()}
+
+
+def _standing(tenant: Tenant, seen: TenantObservation | None, places: Mapping[Spot, Place]) -> Standing:
+    if seen is not None and seen.applied_id is not None:
+        place = places[kind_of(tenant.isolation), seen.applied_id]
+        return place.standing(tenant, partial=seen.partial, observed_at=seen.observed_at)
+    status = _unseen_status(seen.error_code if seen else "", was_provisioned=tenant.provisioned_at is not None)
+    if seen is None:
+        return Standing(tenant=tenant, status=status, detail=NOT_YET)
+    return Standing(tenant=tenant, status=status, detail=seen.detail, observed_at=seen.observed_at)
+
+
+def _unseen_status(error_code: str, *, was_provisioned: bool) -> TenantStatus:
+    """The status of a tenant of which it is not known what it has applied."""
+    if error_code == NotProvisioned.code or (not error_code and not was_provisioned):
+        return TenantStatus.UNPROVISIONED
+    return TenantStatus.UNREACHABLE
+
+
+def _places_of(spots: Iterable[Spot]) -> dict[Spot, Place]:
+    """What each set of applied migrations means, planned once per process; one query for those not met before."""
+    keys = {spot: (source_key(spot[0]), spot[1]) for spot in spots}
+    known = {spot: _places[key] for spot, key in keys.items() if key in _places}
+    missing = keys.keys() - known.keys()
+    sets = AppliedSet.objects.in_bulk({name for _, name in missing}) if missing else {}
+    for kind, name in missing:
+        applied = sets[name].keys
+        known[kind, name] = place_of(try_plan(kind, applied, Target()), applied)
+    if len(_places) > MAX_PLACES:
+        _places.clear()
+    _places.update({keys[spot]: known[spot] for spot in missing})
+    return known
+
+
+@dataclass(frozen=True, kw_only=True)
+class FleetCounts:
+    """How many tenants stand where, as last looked at."""
+
+    total: int
+    by_status: dict[str, int]
+    by_database: dict[str, int]
+    starting_states: int
+    oldest_observation: datetime | None
+
+
+def fleet_counts() -> FleetCounts:
+    """Two queries, however many tenants there are."""
+    groups = [_Group(**row) for row in _grouped()]
+    places = _places_of({group.spot for group in groups if group.spot})
+    by_status: Counter[str] = Counter(dict.fromkeys(map(str, TenantStatus), 0))
+    by_database: Counter[str] = Counter()
+    for group in groups:
+        by_status[group.status(places)] += group.tenants
+        by_database[group.database] += group.tenants
+    return FleetCounts(
+        total=sum(group.tenants for group in groups),
+        by_status=dict(by_status),
+        by_database=dict(sorted(by_database.items())),
+        starting_states=len(places),
+        oldest_observation=min((group.oldest for group in groups if group.oldest), default=None),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Group:
+    """Tenants that nothing stored tells apart."""
+
+    database: str
+    isolation: str
+    never_provisioned: bool
+    observation__applied: str | None
+    observation__error_code: str | None
+    observation__partial: bool | None
+    tenants: int
+    oldest: datetime | None
+
+    @property
+    def spot(self) -> Spot | None:
+        return (kind_of(self.isolation), self.observation__applied) if self.observation__applied else None
+
+    def status(self, places: Mapping[Spot, Place]) -> TenantStatus:
+        if self.spot is None:
+            return _unseen_status(self.observation__error_code or "", was_provisioned=not self.never_provisioned)
+        return TenantStatus.PARTIAL if self.observation__partial else places[self.spot].status
+
+
+def _grouped() -> Any:
+    return (
+        Tenant.objects.order_by()
+        .values(
+            "database",
+            "isolation",
+            "observation__applied",
+            "observation__error_code",
+            "observation__partial",
+            never_provisioned=Q(provisioned_at=None),
+        )
+        .annotate(tenants=Count("pk"), oldest=Min("observation__observed_at"))
+    )
+
+
+def statuses_filter(status: str) -> Q:
+    """Which tenants have that status, as a condition on Tenant; two queries, and none per tenant."""
+    seen = Q(observation__applied__isnull=False)
+    if status == TenantStatus.PARTIAL:
+        return seen & Q(observation__partial=True)
+    if status == TenantStatus.UNPROVISIONED:
+        return Q(observation__error_code=NotProvisioned.code) | Q(observation=None, provisioned_at=None)
+    if status == TenantStatus.UNREACHABLE:
+        unreadable = Q(observation__error_code__gt="") & ~Q(observation__error_code=NotProvisioned.code)
+        return unreadable | Q(observation=None, provisioned_at__isnull=False)
+    return Q(observation__partial=False) & _at(status)
+
+
+def _at(status: str) -> Q:
+    rows = TenantObservation.objects.filter(applied__isnull=False).order_by()
+    spots = {
+        (kind_of(isolation), name) for isolation, name in rows.values_list("tenant__isolation", "applied").distinct()
+    }
+    fitting = [spot for spot, place in _places_of(spots).items() if place.status == status]
+    shared = Q(isolation=Isolation.SHARED)
+    own = [name for kind, name in fitting if kind != Isolation.SHARED]
+    servers = [name for kind, name in fitting if kind == Isolation.SHARED]
+    return (~shared & Q(observation__applied__in=own)) | (shared & Q(observation__applied__in=servers))
+
+
+@dataclass(frozen=True, kw_only=True)
+class FleetPlanGroup:
+    plan: Plan
+    tenant_ids: list[str]
+
+    @property
+    def tenant_count(self) -> int:
+        return len(self.tenant_ids)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FleetPlanProblem:
+    tenant_id: str
+    code: str
+    detail: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class FleetPlan:
+    """One plan per starting state, with the tenants that stand there; and those for which there is none."""
+
+    groups: list[FleetPlanGroup]
+    problems: list[FleetPlanProblem]
+
+
+def fleet_plans(target: Target) -> FleetPlan:
+    """The whole fleet's plans from the stored picture, the most frequent starting state first."""
+    at: dict[Spot, list[str]] = {}
+    problems: list[FleetPlanProblem] = []
+    for tenant in Tenant.objects.select_related("observation").order_by("pk").iterator(chunk_size=2000):
+        seen = getattr(tenant, "observation", None)
+        if seen is not None and seen.applied_id is not None:
+            at.setdefault((kind_of(tenant.isolation), seen.applied_id), []).append(tenant.tenant_id)
+        else:
+            problems.append(_unseen_problem(tenant, seen))
+    groups = []
+    sets = AppliedSet.objects.in_bulk({name for _, name in at})
+    for (kind, name), tenant_ids in at.items():
+        plan = try_plan(kind, sets[name].keys, target)
+        if isinstance(plan, PlanError):
+            problems += _plan_problems(plan, tenant_ids)
+        else:
+            groups.append(FleetPlanGroup(plan=plan, tenant_ids=tenant_ids))
+    return FleetPlan(groups=sorted(groups, key=lambda group: -group.tenant_count), problems=problems)
+
+
+def _unseen_problem(tenant: Tenant, seen: TenantObservation | None) -> FleetPlanProblem:
+    if seen is not None:
+        return FleetPlanProblem(tenant_id=tenant.tenant_id, code=seen.error_code, detail=seen.detail)
+    code = _unseen_status("", was_provisioned=tenant.provisioned_at is not None)
+    return FleetPlanProblem(tenant_id=tenant.tenant_id, code=code, detail=NOT_YET)
+
+
+def _plan_problems(error: PlanError, tenant_ids: Iterable[str]) -> Iterator[FleetPlanProblem]:
+    for tenant_id in tenant_ids:
+        yield FleetPlanProblem(tenant_id=tenant_id, code=error.code, detail=error.message)

@@ -1,0 +1,131 @@
+"""What every view has in common: strict input, JSON only, problems as errors, an audit row for each change."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import IO, Any, ClassVar, NoReturn, TypeVar, cast
+
+from django.http import HttpRequest
+from rest_framework import serializers
+from rest_framework.exceptions import ParseError
+from rest_framework.parsers import BaseParser
+from rest_framework.renderers import JSONRenderer
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.views import APIView
+
+from migrations_api.models import Role
+from migrations_api.orchestrator.requests import get_tenant
+from migrations_api.rest import audit, problems
+from migrations_api.rest.permissions import RolePermission
+from tenants.models import Tenant
+
+S = TypeVar("S", bound=serializers.BaseSerializer[Any])
+
+MAX_BODY = 1_000_000  # bytes; a selector with 10,000 tenant ids fits
+
+
+class StrictJSONParser(BaseParser):
+    """JSON as RFC 8259 has it, of bounded size; what Python's parser chokes on is the sender's mistake."""
+
+    media_type = "application/json"
+
+    def parse(
+        self, stream: IO[Any], media_type: str | None = None, parser_context: Mapping[str, Any] | None = None
+    ) -> Any:
+        data = stream.read(MAX_BODY + 1)
+        if len(data) > MAX_BODY:
+            raise problems.Problem(413, "too_large", f"The body may have {MAX_BODY:,} bytes.")
+        try:
+            return json.loads(data.decode(), parse_constant=_no_constant)
+        except RecursionError as error:
+            raise ParseError("The JSON is nested too deeply.") from error
+        except ValueError as error:
+            raise ParseError(f"The body is not JSON: {error}") from error
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON value")
+
+
+class ProblemRenderer(JSONRenderer):
+    """JSON; errors under their own media type."""
+
+    def render(
+        self, data: Any, accepted_media_type: str | None = None, renderer_context: Mapping[str, Any] | None = None
+    ) -> Any:
+        response = (renderer_context or {}).get("response")
+        if response is not None and response.status_code >= 400:
+            response.content_type = problems.MEDIA_TYPE
+        return super().render(data, accepted_media_type, renderer_context)
+
+
+class EventStreamRenderer(ProblemRenderer):
+    """Lets a client ask for text/event-stream; what is rendered through it are only errors."""
+
+    media_type = "text/event-stream"
+    format = "events"
+
+
+class ServiceView(APIView):
+    """A view that grants what `required_roles` names and nothing else, and accepts what it declares and nothing else.
+
+    `query_serializer` declares the query parameters by method name; without one, there are none.
+    """
+
+    permission_classes = (RolePermission,)
+    parser_classes = (StrictJSONParser,)
+    renderer_classes = (ProblemRenderer,)
+    required_roles: ClassVar[Mapping[str, Role]] = {}
+    query_serializers: ClassVar[Mapping[str, type[serializers.Serializer[Any]]]] = {}
+    action_name: ClassVar[str] = ""
+
+    def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
+        self.touched: Sequence[str] = [kwargs["tenant_id"]] if "tenant_id" in kwargs else []
+        self.object_id = str(kwargs.get("run_id") or kwargs.get("rollout_id") or "")
+        super().initial(request, *args, **kwargs)
+        self.query = self._validated_query(request)
+
+    def finalize_response(self, request: Request, response: Response, *args: Any, **kwargs: Any) -> Response:
+        if request.method not in {"GET", "HEAD", "OPTIONS"}:
+            audit.record(
+                self.request,
+                response,
+                action=self.action_name or type(self).__name__,
+                tenant_ids=getattr(self, "touched", []),
+                object_id=getattr(self, "object_id", ""),
+            )
+        return super().finalize_response(request, response, *args, **kwargs)
+
+    def http_method_not_allowed(self, request: HttpRequest, *args: Any, **kwargs: Any) -> NoReturn:
+        allowed = ", ".join(self.allowed_methods)
+        raise problems.Problem(405, "method_not_allowed", f"{request.method} is not allowed here; allowed: {allowed}.")
+
+    def body(self, serializer_class: type[S]) -> S:
+        """The request's body, validated; raises ValidationError with every mistake."""
+        serializer = serializer_class(data=self.request.data, context={"request": self.request})
+        serializer.is_valid(raise_exception=True)
+        return serializer
+
+    def tenant(self) -> Tenant:
+        return get_tenant(self.kwargs["tenant_id"])
+
+    def _validated_query(self, request: Request) -> Mapping[str, Any]:
+        declared = self.query_serializers.get(request.method or "", serializers.Serializer)
+        many = {name for name, field in declared().fields.items() if isinstance(field, serializers.ListField)}
+        given: dict[str, Any] = {}
+        for name, values in request.query_params.lists():
+            if len(values) > 1 and name not in many:
+                raise problems.Problem(400, "invalid_query", f"The query parameter '{name}' is given more than once.")
+            given[name] = values if name in many else values[0]
+        if unknown := sorted(set(given) - set(declared().fields)):
+            allowed = ", ".join(declared().fields) or "(none)"
+            detail = f"Unknown query parameter {unknown[0]!r}; allowed: {allowed}."
+            raise problems.Problem(400, "invalid_query", detail)
+        serializer = declared(data=given)
+        if not serializer.is_valid():
+            errors = [
+                {"parameter": item["pointer"].removeprefix("/"), "code": item["code"], "detail": item["detail"]}
+                for item in problems.field_errors(serializer.errors)
+            ]
+            raise problems.Problem(400, "invalid_query", "A query parameter is not valid.", errors=errors)
+        return cast("Mapping[str, Any]", serializer.validated_data)

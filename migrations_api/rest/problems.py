@@ -1,0 +1,165 @@
+"""Every error as RFC 9457 problem details with a stable `code`, and the table from codes to HTTP statuses."""
+
+import logging
+from collections.abc import Iterator, Mapping
+from http import HTTPStatus
+from typing import Any, Final
+
+from django.core.exceptions import PermissionDenied as DjangoPermissionDenied
+from django.http import Http404, HttpRequest, JsonResponse
+from rest_framework import exceptions as drf
+from rest_framework.response import Response
+from rest_framework.views import set_rollback
+
+from migrations_api import exceptions
+from tenants import exceptions as tenant_exceptions
+from tenants.exceptions import ServiceError
+
+logger = logging.getLogger(__name__)
+
+MEDIA_TYPE: Final = "application/problem+json"
+TYPE_PREFIX: Final = "urn:tenant-migrations:problem:"
+
+STATUS_BY_CODE: Final[Mapping[str, int]] = {
+    exceptions.AmbiguousMigration.code: 422,
+    exceptions.AppWithoutMigrations.code: 422,
+    exceptions.CannotPrune.code: 409,
+    exceptions.ConfirmationRequired.code: 422,
+    exceptions.ConflictingMigrations.code: 409,
+    exceptions.InconsistentHistory.code: 409,
+    exceptions.InvalidOptions.code: 422,
+    exceptions.InvalidTransition.code: 409,
+    exceptions.IrreversibleMigration.code: 409,
+    exceptions.PlanChanged.code: 412,
+    exceptions.RunActive.code: 409,
+    exceptions.TenantLocked.code: 409,
+    exceptions.TooManyRuns.code: 503,
+    exceptions.UnknownApp.code: 422,
+    exceptions.UnknownMigration.code: 422,
+    exceptions.UnloadableMigrations.code: 409,
+    tenant_exceptions.AlreadyProvisioned.code: 409,
+    tenant_exceptions.AuthenticationFailed.code: 502,
+    tenant_exceptions.InvalidName.code: 422,
+    tenant_exceptions.IsControlPlane.code: 409,
+    tenant_exceptions.NotProvisioned.code: 409,
+    tenant_exceptions.PermissionDenied.code: 502,
+    tenant_exceptions.ServerError.code: 502,
+    tenant_exceptions.ServerNotConfigured.code: 422,
+    tenant_exceptions.ServerUnreachable.code: 502,
+    tenant_exceptions.TenantExists.code: 409,
+    tenant_exceptions.TenantNotFound.code: 404,
+}
+
+
+_DJANGO: Final[Mapping[type[Exception], tuple[int, str, str]]] = {
+    Http404: (404, "not_found", "There is nothing here."),
+    DjangoPermissionDenied: (403, "permission_denied", "You may not do this."),
+}
+
+
+class Problem(drf.APIException):
+    """A problem that only the HTTP edge knows of, such as a malformed header."""
+
+    def __init__(self, status: int, code: str, detail: str, **extra: Any) -> None:
+        super().__init__(detail, code)
+        self.status_code = status
+        self.code = code
+        self.extra = extra
+
+
+def exception_handler(error: Exception, context: Mapping[str, Any]) -> Response | None:
+    """DRF's hook; None for what is nobody's fault but ours, which Django then answers with server_error()."""
+    problem = problem_of(error)
+    if problem is None:
+        return None
+    set_rollback()
+    headers = _headers(error)
+    return Response(problem, status=problem["status"], headers=headers, content_type=MEDIA_TYPE)
+
+
+def problem_of(error: Exception) -> dict[str, Any] | None:
+    if isinstance(error, ServiceError):
+        return _service_problem(error)
+    if isinstance(error, Problem):
+        return problem(error.status_code, error.code, str(error.detail), **error.extra)
+    if isinstance(error, drf.ValidationError):
+        errors = list(field_errors(error.detail))
+        return problem(400, "invalid", "The request is not valid; `errors` names each mistake.", errors=errors)
+    for kind, (status, code, detail) in _DJANGO.items():
+        if isinstance(error, kind):
+            return problem(status, code, detail)
+    if isinstance(error, drf.APIException):
+        codes = error.get_codes()
+        return problem(error.status_code, codes if isinstance(codes, str) else "error", _sentence(error))
+    return None
+
+
+def problem(status: int, code: str, detail: str, **extra: Any) -> dict[str, Any]:
+    return {
+        "type": f"{TYPE_PREFIX}{code}",
+        "title": HTTPStatus(status).phrase,
+        "status": status,
+        "code": code,
+        "detail": detail,
+        **extra,
+    }
+
+
+def _service_problem(error: ServiceError) -> dict[str, Any]:
+    extra: dict[str, object] = {}
+    if isinstance(error, exceptions.RunActive):
+        extra["run_id"] = error.run_id
+    if isinstance(error, exceptions.PlanChanged):
+        extra["plan_digest"] = error.digest
+    return problem(STATUS_BY_CODE.get(error.code, 500), error.code, error.message, **extra)
+
+
+def _sentence(error: drf.APIException) -> str:
+    return error.detail if isinstance(error.detail, str) else str(error.default_detail)
+
+
+def _headers(error: Exception) -> dict[str, str]:
+    headers: dict[str, str] = {}
+    if challenge := getattr(error, "auth_header", None):
+        headers["WWW-Authenticate"] = challenge
+    if (wait := getattr(error, "wait", None)) is not None:
+        headers["Retry-After"] = str(int(wait) + 1)
+    return headers
+
+
+def field_errors(detail: Any, pointer: str = "") -> Iterator[dict[str, str]]:
+    """Each mistake with its place in the body as a JSON pointer (RFC 6901)."""
+    if isinstance(detail, Mapping):
+        for name, inner in detail.items():
+            place = "" if name == "nonfield_errors" else "/" + str(name).replace("~", "~0").replace("/", "~1")
+            yield from field_errors(inner, pointer + place)
+    elif isinstance(detail, list):
+        for index, inner in enumerate(detail):
+            nested = isinstance(inner, Mapping | list)
+            yield from field_errors(inner, f"{pointer}/{index}" if nested else pointer)
+    else:
+        yield {"pointer": pointer, "code": getattr(detail, "code", "invalid"), "detail": str(detail)}
+
+
+def _json(status: int, code: str, detail: str) -> JsonResponse:
+    return JsonResponse(problem(status, code, detail), status=status, content_type=MEDIA_TYPE)
+
+
+def bad_request(request: HttpRequest, exception: Exception) -> JsonResponse:
+    return _json(400, "bad_request", "The request is malformed.")
+
+
+def permission_denied(request: HttpRequest, exception: Exception) -> JsonResponse:
+    return _json(403, "permission_denied", "You may not do this.")
+
+
+def csrf_failure(request: HttpRequest, reason: str = "") -> JsonResponse:
+    return _json(403, "csrf_failed", "The CSRF token is missing or wrong. Use a bearer token outside of a browser.")
+
+
+def not_found(request: HttpRequest, exception: Exception) -> JsonResponse:
+    return _json(404, "not_found", "There is nothing here. The API's routes are listed at /docs.")
+
+
+def server_error(request: HttpRequest) -> JsonResponse:
+    return _json(500, "server_error", "The service failed to answer. The log has the request id of this response.")

@@ -1,0 +1,25 @@
+from django.urls import path
+
+from migrations_api.views import fleet, rollouts, runs, tenants
+
+urlpatterns = [
+    path("tenants", tenants.TenantsView.as_view(), name="tenants"),
+    # Before the tenants' own: both names are reserved tenant ids.
+    path("tenants/plan", fleet.FleetPlanView.as_view(), name="fleet-plan"),
+    path("tenants/migrate-all", rollouts.MigrateAllView.as_view(), name="migrate-all"),
+    path("tenants/<str:tenant_id>", tenants.TenantView.as_view(), name="tenant"),
+    path("tenants/<str:tenant_id>/migrations", tenants.TenantMigrationsView.as_view(), name="tenant-migrations"),
+    path("tenants/<str:tenant_id>/plan", tenants.TenantPlanView.as_view(), name="tenant-plan"),
+    path("tenants/<str:tenant_id>/migrate", tenants.TenantMigrateView.as_view(), name="tenant-migrate"),
+    path("runs", runs.RunsView.as_view(), name="runs"),
+    path("runs/<int:run_id>", runs.RunView.as_view(), name="run"),
+    path("runs/<int:run_id>/events", runs.RunEventsView.as_view(), name="run-events"),
+    path("runs/<int:run_id>/cancel", runs.RunCancelView.as_view(), name="run-cancel"),
+    path("runs/<int:run_id>/retry", runs.RunRetryView.as_view(), name="run-retry"),
+    path("rollouts", rollouts.RolloutsView.as_view(), name="rollouts"),
+    path("rollouts/<int:rollout_id>", rollouts.RolloutView.as_view(), name="rollout"),
+    path("rollouts/<int:rollout_id>/runs", rollouts.RolloutRunsView.as_view(), name="rollout-runs"),
+    path("rollouts/<int:rollout_id>/failures", rollouts.RolloutFailuresView.as_view(), name="rollout-failures"),
+    path("rollouts/<int:rollout_id>/cancel", rollouts.RolloutCancelView.as_view(), name="rollout-cancel"),
+    path("fleet", fleet.FleetView.as_view(), name="fleet"),
+]

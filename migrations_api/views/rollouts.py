@@ -1,0 +1,121 @@
+from typing import ClassVar
+
+from rest_framework.generics import get_object_or_404
+from rest_framework.request import Request
+from rest_framework.response import Response
+
+from migrations_api.exceptions import RunActive
+from migrations_api.models import Role, Rollout
+from migrations_api.orchestrator import requests, rollouts, verbs
+from migrations_api.rest import docs
+from migrations_api.rest.accepted import accepted_rollout, rollout_data, waited
+from migrations_api.rest.asking import ALL, request_of
+from migrations_api.rest.base import ServiceView
+from migrations_api.rest.docs import documented
+from migrations_api.rest.idempotency import idempotent
+from migrations_api.rest.pages import page_of
+from migrations_api.rest.pagination import paginate
+from migrations_api.serializers import (
+    EmptyRequestSerializer,
+    FailureGroupSerializer,
+    MigrateAllRequestSerializer,
+    MigrationRunSummarySerializer,
+    PageQuerySerializer,
+    RolloutRunsQuerySerializer,
+    RolloutSerializer,
+)
+from migrations_api.views.runs import summaries
+from tenants.models import Tenant
+
+
+def get_rollout(rollout_id: int) -> Rollout:
+    return get_object_or_404(Rollout, pk=rollout_id)
+
+
+class MigrateAllView(ServiceView):
+    required_roles: ClassVar = {"POST": Role.OPERATOR}
+    action_name = "migrate_all_tenants"
+
+    @documented(
+        "migrate_all_tenants",
+        {202: RolloutSerializer},
+        errors=[409, 422, 503],
+        request=MigrateAllRequestSerializer,
+        parameters=[docs.IDEMPOTENCY_KEY, docs.PREFER, docs.LOCATION],
+    )
+    def post(self, request: Request) -> Response:
+        return waited(request, self.accept(request))
+
+    @idempotent
+    def accept(self, request: Request) -> Response:
+        body = self.body(MigrateAllRequestSerializer).validated_data
+        tenants = Tenant.objects.filter(**{"isolation": body["isolation"]} if body["isolation"] else {})
+        asked = request_of(request, body, subject=ALL)
+        rollout, busy = requests.request_rollout(tenants, asked, on_error=body["on_error"])
+        if busy:
+            raise RunActive(busy[0].tenant_id, busy[0].run_id)
+        self.object_id = str(rollout.pk)
+        return accepted_rollout(request, rollout)
+
+
+class RolloutsView(ServiceView):
+    required_roles: ClassVar = {"GET": Role.VIEWER}
+    query_serializers: ClassVar = {"GET": PageQuerySerializer}
+
+    @documented("list_rollouts", {200: page_of("Rollout", RolloutSerializer)}, parameters=[PageQuerySerializer])
+    def get(self, request: Request) -> Response:
+        return paginate(request, Rollout.objects.all(), rollout_data, query=self.query, ordering="-id")
+
+
+class RolloutView(ServiceView):
+    required_roles: ClassVar = {"GET": Role.VIEWER}
+
+    @documented("get_rollout", {200: RolloutSerializer}, errors=[404])
+    def get(self, request: Request, rollout_id: int) -> Response:
+        return Response(rollout_data([get_rollout(rollout_id)])[0])
+
+
+class RolloutRunsView(ServiceView):
+    required_roles: ClassVar = {"GET": Role.VIEWER}
+    query_serializers: ClassVar = {"GET": RolloutRunsQuerySerializer}
+
+    @documented(
+        "list_rollout_runs",
+        {200: page_of("MigrationRun", MigrationRunSummarySerializer)},
+        errors=[404],
+        parameters=[RolloutRunsQuerySerializer],
+    )
+    def get(self, request: Request, rollout_id: int) -> Response:
+        filters = {"state": self.query["state"]} if "state" in self.query else {}
+        found = get_rollout(rollout_id).runs.filter(**filters)
+        return paginate(request, found, summaries, query=self.query, ordering="id")
+
+
+class RolloutFailuresView(ServiceView):
+    required_roles: ClassVar = {"GET": Role.VIEWER}
+
+    @documented("list_rollout_failures", {200: FailureGroupSerializer(many=True)}, errors=[404])
+    def get(self, request: Request, rollout_id: int) -> Response:
+        return Response(FailureGroupSerializer(rollouts.failure_groups(get_rollout(rollout_id)), many=True).data)
+
+
+class RolloutCancelView(ServiceView):
+    required_roles: ClassVar = {"POST": Role.OPERATOR}
+    action_name = "cancel_rollout"
+
+    @documented(
+        "cancel_rollout",
+        {202: RolloutSerializer},
+        errors=[404, 409],
+        request=EmptyRequestSerializer,
+        parameters=[docs.IDEMPOTENCY_KEY, docs.PREFER, docs.LOCATION],
+    )
+    def post(self, request: Request, rollout_id: int) -> Response:
+        return waited(request, self.accept(request, rollout_id))
+
+    @idempotent
+    def accept(self, request: Request, rollout_id: int) -> Response:
+        self.body(EmptyRequestSerializer)
+        rollout = get_rollout(rollout_id)
+        verbs.cancel_rollout(rollout)
+        return accepted_rollout(request, get_rollout(rollout_id))

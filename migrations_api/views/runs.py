@@ -1,0 +1,122 @@
+from typing import ClassVar
+
+from django.http import StreamingHttpResponse
+from drf_spectacular.types import OpenApiTypes
+from rest_framework.generics import get_object_or_404
+from rest_framework.request import Request
+from rest_framework.response import Response
+
+from migrations_api.models import MigrationRun, RequestedVia, Role
+from migrations_api.orchestrator import verbs
+from migrations_api.rest import docs
+from migrations_api.rest.accepted import accepted_run, run_data, waited
+from migrations_api.rest.asking import grave_words
+from migrations_api.rest.base import EventStreamRenderer, ServiceView
+from migrations_api.rest.docs import documented
+from migrations_api.rest.events import run_events
+from migrations_api.rest.idempotency import idempotent
+from migrations_api.rest.pages import page_of
+from migrations_api.rest.pagination import paginate
+from migrations_api.rest.permissions import require_role, role_of
+from migrations_api.serializers import (
+    EmptyRequestSerializer,
+    MigrationRunSerializer,
+    MigrationRunSummarySerializer,
+    RunListQuerySerializer,
+)
+
+
+def get_run(run_id: int) -> MigrationRun:
+    return get_object_or_404(MigrationRun.objects.prefetch_related("steps"), pk=run_id)
+
+
+class RunsView(ServiceView):
+    required_roles: ClassVar = {"GET": Role.VIEWER}
+    query_serializers: ClassVar = {"GET": RunListQuerySerializer}
+
+    @documented(
+        "list_runs",
+        {200: page_of("MigrationRun", MigrationRunSummarySerializer)},
+        parameters=[RunListQuerySerializer],
+    )
+    def get(self, request: Request) -> Response:
+        filters = {name: self.query[name] for name in ("tenant_id", "state") if name in self.query}
+        found = MigrationRun.objects.filter(**filters)
+        return paginate(request, found, summaries, query=self.query, ordering="-id")
+
+
+def summaries(runs: list[MigrationRun]) -> object:
+    return MigrationRunSummarySerializer(runs, many=True).data
+
+
+class RunView(ServiceView):
+    required_roles: ClassVar = {"GET": Role.VIEWER}
+
+    @documented("get_run", {200: MigrationRunSerializer}, errors=[404])
+    def get(self, request: Request, run_id: int) -> Response:
+        return Response(run_data(get_run(run_id)))
+
+
+class RunEventsView(ServiceView):
+    required_roles: ClassVar = {"GET": Role.VIEWER}
+    renderer_classes = (EventStreamRenderer,)
+
+    @documented("stream_run_events", {(200, "text/event-stream"): OpenApiTypes.STR}, errors=[404, 503])
+    def get(self, request: Request, run_id: int) -> StreamingHttpResponse:
+        get_run(run_id)
+        return StreamingHttpResponse(
+            run_events(run_id, last_event_id=request.headers.get("Last-Event-ID", "")),
+            content_type="text/event-stream",
+            headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
+        )
+
+
+class RunCancelView(ServiceView):
+    required_roles: ClassVar = {"POST": Role.OPERATOR}
+    action_name = "cancel_run"
+
+    @documented(
+        "cancel_run",
+        {202: MigrationRunSerializer},
+        errors=[404, 409],
+        request=EmptyRequestSerializer,
+        parameters=[docs.IDEMPOTENCY_KEY, docs.PREFER, docs.LOCATION],
+    )
+    def post(self, request: Request, run_id: int) -> Response:
+        return waited(request, self.accept(request, run_id))
+
+    @idempotent
+    def accept(self, request: Request, run_id: int) -> Response:
+        self.body(EmptyRequestSerializer)
+        run = get_run(run_id)
+        self.touched = [run.tenant_id]
+        verbs.cancel_run(run)
+        return accepted_run(request, get_run(run_id))
+
+
+class RunRetryView(ServiceView):
+    required_roles: ClassVar = {"POST": Role.OPERATOR}
+    action_name = "retry_run"
+
+    @documented(
+        "retry_run",
+        {202: MigrationRunSerializer},
+        errors=[404, 409, 503],
+        request=EmptyRequestSerializer,
+        parameters=[docs.IDEMPOTENCY_KEY, docs.PREFER, docs.LOCATION],
+    )
+    def post(self, request: Request, run_id: int) -> Response:
+        return waited(request, self.accept(request, run_id))
+
+    @idempotent
+    def accept(self, request: Request, run_id: int) -> Response:
+        self.body(EmptyRequestSerializer)
+        run = get_run(run_id)
+        self.touched = [run.tenant_id]
+        if grave := grave_words(run.options, run.migration_name):
+            require_role(request, Role.ADMIN, f"{grave[0]} needs the admin role.")
+        again = verbs.retry_run(
+            run, by=request.user.get_username(), via=RequestedVia.API, allow_backwards=role_of(request) is Role.ADMIN
+        )
+        self.object_id = str(again.pk)
+        return accepted_run(request, again)

@@ -1,0 +1,259 @@
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.db.models.functions import Now
+
+from migrations_api.executor.lock import lock_key
+from migrations_api.models import MigrationRun, Rollout, RunStep
+from migrations_api.orchestrator.abandoned import settle_abandoned
+from migrations_api.orchestrator.heartbeat import heartbeat
+from migrations_api.orchestrator.recorder import Recorder
+from migrations_api.orchestrator.requests import Request, request_rollout, request_run
+from migrations_api.orchestrator.rollouts import advance
+from migrations_api.orchestrator.sources import source_for
+from migrations_api.orchestrator.work import work
+from migrations_api.plan import Plan, Target, make_plan
+from tenants.conf import load_conf
+from tenants.models import Isolation, Tenant
+from tests import catalog
+
+MakeTenant = Callable[..., Tenant]
+
+
+def never() -> bool:
+    return False
+
+
+def migrate(tenant: Tenant, app_label: str, name: str) -> None:
+    run = request_run(tenant, Request(target=Target(app_label=app_label, migration_name=name)))
+    work(run.pk, emit=lambda event: None, should_stop=never)
+
+
+def applied(tenant: Tenant) -> frozenset[tuple[str, str]]:
+    try:
+        return frozenset(catalog.migrations(catalog.tenant_dsn(tenant), tenant.schema_name))
+    except catalog.psycopg2.errors.UndefinedTable:
+        return frozenset()
+
+
+def abandon(tenant: Tenant, target: Target, *, in_step: bool) -> tuple[MigrationRun, Plan]:
+    """A run whose worker died before its first step, or in it, and whose lease has run out."""
+    run = request_run(tenant, Request(target=target))
+    claimed = MigrationRun.objects.claim(run.pk, lease=30)
+    assert claimed is not None
+    recorder = Recorder(claimed, emit=lambda event: None, should_stop=never)
+    plan = make_plan(source_for(tenant.isolation), applied(tenant), target)
+    recorder.planned(plan)
+    if in_step:
+        recorder.step_started(plan.steps[0])
+    expire(run)
+    return run, plan
+
+
+def expire(run: MigrationRun) -> None:
+    MigrationRun.objects.filter(pk=run.pk).update(lease_expires_at=Now() - timedelta(seconds=1))
+
+
+def settle(run: MigrationRun) -> MigrationRun:
+    settle_abandoned()
+    run.refresh_from_db()
+    return run
+
+
+def first_step(run: MigrationRun) -> RunStep:
+    return run.steps.order_by("position")[0]
+
+
+USERS = Target(app_label="users")
+
+
+def test_settle__died_before_the_first_step(make_tenant: MakeTenant) -> None:
+    tenant = make_tenant()
+    migrate(tenant, "users", "0001")
+    run, _ = abandon(tenant, USERS, in_step=False)
+    settle(run)
+    assert (run.state, run.error_code, run.failed_step) == ("failed", "worker_lost", "")
+    assert "between two steps" in run.message
+    assert run.applied_after is not None
+    assert run.applied_after.keys == {("users", "0001_initial")}
+    assert (run.attempt, run.lease_expires_at) == (2, None)
+    assert run.finished_at is not None
+
+
+def test_settle__died_in_an_atomic_step(make_tenant: MakeTenant) -> None:
+    run, _ = abandon(make_tenant(), USERS, in_step=True)
+    settle(run)
+    assert (run.state, run.failed_step, first_step(run).state) == ("failed", "users.0001_initial", "failed")
+    assert run.applied_after is not None
+    assert run.applied_after.keys == frozenset()
+
+
+def test_settle__died_in_a_non_atomic_step(make_tenant: MakeTenant) -> None:
+    tenant = make_tenant()
+    migrate(tenant, "orders", "0003")
+    run, _ = abandon(tenant, Target(app_label="orders"), in_step=True)
+    settle(run)
+    assert (run.state, run.failed_step) == ("partial", "orders.0004_status_index")
+    assert "may have stopped half-way" in run.message
+
+
+@pytest.mark.parametrize(("app_label", "name", "before"), [("users", "0001", None), ("orders", "0004", "0003")])
+def test_settle__died_after_the_commit_and_before_its_record(
+    make_tenant: MakeTenant, app_label: str, name: str, before: str | None
+) -> None:
+    tenant = make_tenant()
+    if before:
+        migrate(tenant, app_label, before)
+    run, plan = abandon(tenant, Target(app_label=app_label, migration_name=name), in_step=True)
+    MigrationRun.objects.filter(pk=run.pk).update(state="canceled")
+    migrate(tenant, app_label, name)
+    MigrationRun.objects.filter(pk=run.pk).update(state="running")
+    settle(run)
+    assert (run.state, run.failed_step, first_step(run).state) == ("failed", "", "done")
+    assert run.applied_after is not None
+    assert (plan.steps[0].app_label, plan.steps[0].name) in run.applied_after.keys
+
+
+def test_settle__died_while_it_undid_a_step(make_tenant: MakeTenant) -> None:
+    tenant = make_tenant()
+    migrate(tenant, "users", "0002")
+    run, _ = abandon(tenant, Target(app_label="users", migration_name="0001"), in_step=True)
+    settle(run)
+    assert (run.state, run.failed_step, first_step(run).state) == ("failed", "users.0002_email_unique", "failed")
+
+
+def test_settle__tenant_that_cannot_be_reached_stays_and_says_so(make_tenant: MakeTenant, settings: Any) -> None:
+    tenant = make_tenant()
+    run, _ = abandon(tenant, USERS, in_step=True)
+    reachable = settings.TENANT_DATABASES
+    down = {**reachable["shop"], "HOST": "127.0.0.1", "PORT": "1", "OPTIONS": {}}
+    settings.TENANT_DATABASES = {**reachable, "shop": down}
+    settle(run)
+    assert (run.state, run.attempt, run.finished_at) == ("running", 1, None)
+    assert run.waiting_cause == "The database server refused the connection."
+    settings.TENANT_DATABASES = reachable
+    assert settle(run).state == "failed"
+
+
+def test_settle__schema_that_is_gone(make_tenant: MakeTenant) -> None:
+    tenant = make_tenant()
+    run, _ = abandon(tenant, USERS, in_step=True)
+    catalog.query(catalog.tenant_dsn(tenant), f'DROP SCHEMA "{tenant.schema_name}" CASCADE')
+    assert settle(run).state == "failed"
+    assert run.applied_after is not None
+    assert run.applied_after.keys == frozenset()
+
+
+def test_settle__lock_held_by_a_living_session_is_left_alone(make_tenant: MakeTenant, settings: Any) -> None:
+    tenant = make_tenant()
+    run, _ = abandon(tenant, USERS, in_step=True)
+    with catalog.cursor(catalog.tenant_dsn(tenant)) as worker:
+        worker.execute("SELECT pg_advisory_lock(%s)", [lock_key(settings.SHOP, tenant.schema_name)])
+        settle(run)
+        assert (run.state, run.attempt, first_step(run).state) == ("running", 1, "running")
+    assert settle(run).state == "failed"
+
+
+def test_settle__lease_that_has_not_run_out_is_left_alone(make_tenant: MakeTenant) -> None:
+    run, _ = abandon(make_tenant(), USERS, in_step=True)
+    MigrationRun.objects.filter(pk=run.pk).update(lease_expires_at=Now() + timedelta(seconds=60))
+    assert settle(run).state == "running"
+
+
+def test_settle__only_the_tenants_asked_for(make_tenant: MakeTenant) -> None:
+    runs = [abandon(make_tenant(tenant_id), USERS, in_step=True)[0] for tenant_id in ("acme", "globex")]
+    # The second request settled nothing of the first tenant's.
+    assert MigrationRun.objects.filter(state="running").count() == 2
+    settle_abandoned(["globex"])
+    assert [MigrationRun.objects.get(pk=run.pk).state for run in runs] == ["running", "failed"]
+
+
+@pytest.mark.parametrize("state", ["pending", "waiting"])
+def test_settle__never_started_is_canceled(make_tenant: MakeTenant, state: str) -> None:
+    run = request_run(make_tenant(), Request())
+    MigrationRun.objects.filter(pk=run.pk).update(state=state)
+    expire(run)
+    settle(run)
+    assert (run.state, run.error_code) == ("canceled", "abandoned")
+
+
+def test_settle__what_the_api_asked_for_waits_however_long(make_tenant: MakeTenant) -> None:
+    run = request_run(make_tenant(), Request(via="api"))
+    assert run.lease_expires_at is None
+    assert settle(run).state == "pending"
+
+
+def test_settle__a_worker_that_was_only_late_can_write_nothing(make_tenant: MakeTenant) -> None:
+    run, plan = abandon(make_tenant(), USERS, in_step=True)
+    late = MigrationRun.objects.select_related("tenant").get(pk=run.pk)
+    recorder = Recorder(late, emit=lambda event: None, should_stop=never)
+    settle(run)
+    recorder.finish("succeed")
+    run.refresh_from_db()
+    assert run.state == "failed"
+    assert plan.steps
+
+
+def test_settle__a_tenant_can_be_migrated_again(make_tenant: MakeTenant) -> None:
+    tenant = make_tenant()
+    abandon(tenant, USERS, in_step=True)
+    # The request settles by itself what stands in its way.
+    run = request_run(tenant, Request(target=USERS))
+    work(run.pk, emit=lambda event: None, should_stop=never)
+    run.refresh_from_db()
+    assert run.state == "succeeded"
+
+
+def abandoned_rollout(make_tenant: MakeTenant) -> Rollout:
+    """A rollout whose driver died when it had claimed the first of its two runs."""
+    for tenant_id in ("acme", "globex"):
+        make_tenant(tenant_id)
+    rollout, _ = request_rollout(Tenant.objects.all(), Request(target=USERS))
+    (first,) = advance(rollout, limit=1, lease=30)
+    MigrationRun.objects.claim(first, lease=30)
+    Rollout.objects.filter(pk=rollout.pk).update(lease_expires_at=Now() - timedelta(seconds=1))
+    return rollout
+
+
+def states(rollout: Rollout) -> list[str]:
+    return list(rollout.runs.order_by("tenant_id").values_list("state", flat=True))
+
+
+def test_rollout__whose_driver_died_ends(make_tenant: MakeTenant) -> None:
+    rollout = abandoned_rollout(make_tenant)
+    rollout.runs.filter(state="running").update(lease_expires_at=Now() - timedelta(seconds=1))
+    settle_abandoned()
+    rollout.refresh_from_db()
+    assert (rollout.state, states(rollout)) == ("failed", ["failed", "canceled"])
+    assert rollout.finished_at is not None
+    assert rollout.lease_expires_at is None
+
+
+def test_rollout__whose_driver_died_ends_with_its_last_worker(make_tenant: MakeTenant) -> None:
+    rollout = abandoned_rollout(make_tenant)
+    settle_abandoned()
+    rollout.refresh_from_db()
+    assert (rollout.state, states(rollout)) == ("running", ["running", "canceled"])
+    rollout.runs.filter(state="running").transition("succeed")
+    settle_abandoned()
+    rollout.refresh_from_db()
+    assert rollout.state == "failed"
+
+
+def test_rollout__driver_that_is_busy_with_one_tenant_keeps_its_lease(make_tenant: MakeTenant, settings: Any) -> None:
+    settings.TENANT_MIGRATIONS = {"lease": 5, "heartbeat": 0.05}
+    rollout = abandoned_rollout(make_tenant)
+    run = rollout.runs.get(state="running")
+    with heartbeat(run.pk, run.attempt, load_conf()):
+        while not Rollout.objects.filter(pk=rollout.pk, lease_expires_at__gt=Now()).exists():
+            pass
+    settle_abandoned()
+    assert states(rollout) == ["running", "pending"]
+
+
+@pytest.mark.parametrize("isolation", [Isolation.DATABASE, Isolation.SHARED])
+def test_settle__every_kind_of_tenant(make_tenant: MakeTenant, isolation: str) -> None:
+    run, _ = abandon(make_tenant(isolation=isolation), Target(), in_step=True)
+    assert (settle(run).state, run.error_code) == ("failed", "worker_lost")

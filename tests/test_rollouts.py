@@ -1,0 +1,296 @@
+import os
+import signal
+from collections.abc import Callable
+from multiprocessing import active_children
+from typing import Any
+
+import psycopg2
+import pytest
+from psycopg2 import sql
+
+from migrations_api import exceptions
+from migrations_api.events import Event, RunEnded, RunStarted, StepStarted
+from migrations_api.executor import Options
+from migrations_api.models import MigrationRun, Rollout
+from migrations_api.orchestrator.abandoned import settle_abandoned
+from migrations_api.orchestrator.requests import Request, request_rollout, request_run
+from migrations_api.orchestrator.rollouts import advance, cancel, drive, finish_if_done
+from migrations_api.orchestrator.work import work
+from migrations_api.plan import Target
+from tenants.models import Isolation, Tenant
+from tests import catalog
+
+MakeTenant = Callable[..., Tenant]
+Choose = Callable[..., None]
+Emit = Callable[[Event], None]
+EXECUTORS = ["sequential", "parallel"]
+
+
+def ask(*target: str, on_error: str = "continue", **options: bool) -> Rollout:
+    app_label, name = [*target, None, None][:2]
+    request = Request(target=Target(app_label=app_label, migration_name=name), options=Options(**options))
+    rollout, _ = request_rollout(Tenant.objects.all(), request, on_error=on_error)
+    return rollout
+
+
+def carry_out(
+    rollout: Rollout,
+    executor: str = "sequential",
+    *,
+    workers: int = 2,
+    emit: Emit = lambda event: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Rollout:
+    return drive(rollout, executor=executor, max_concurrency=workers, emit=emit, should_stop=should_stop)
+
+
+def states(rollout: Rollout) -> dict[str, str]:
+    return dict(rollout.runs.order_by("tenant_id").values_list("tenant_id", "state"))
+
+
+def applied(tenant: Tenant) -> int:
+    return len(catalog.migrations(catalog.tenant_dsn(tenant), tenant.schema_name))
+
+
+def make_fleet(make_tenant: MakeTenant, *tenant_ids: str) -> list[Tenant]:
+    return [make_tenant(tenant_id) for tenant_id in tenant_ids]
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_drive__migrates_every_tenant(make_tenant: MakeTenant, executor: str) -> None:
+    fleet = [make_tenant("acme"), make_tenant("globex", Isolation.DATABASE), make_tenant("shared", Isolation.SHARED)]
+    rollout = carry_out(ask(), executor)
+    assert (rollout.state, rollout.lease_expires_at) == ("succeeded", None)
+    assert rollout.started_at is not None
+    assert rollout.finished_at is not None
+    assert states(rollout) == {"acme": "succeeded", "globex": "succeeded", "shared": "succeeded"}
+    assert [applied(tenant) for tenant in fleet] == [15, 15, 2]
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_drive__shared_tenants_are_done_before_any_other_starts(make_tenant: MakeTenant, executor: str) -> None:
+    # By its id the shared tenant would be the last.
+    make_fleet(make_tenant, "acme", "globex", "initech")
+    make_tenant("zulu", Isolation.SHARED)
+    told: list[Event] = []
+    carry_out(ask(), executor, workers=4, emit=told.append)
+    kinds = [(type(event), event.tenant_id) for event in told if isinstance(event, RunStarted | RunEnded)]
+    assert kinds[:2] == [(RunStarted, "zulu"), (RunEnded, "zulu")]
+    shared = MigrationRun.objects.get(tenant_id="zulu")
+    assert all(run.started_at >= shared.finished_at for run in MigrationRun.objects.exclude(pk=shared.pk))
+
+
+def test_drive__sequential_order_is_that_of_the_ids(make_tenant: MakeTenant) -> None:
+    make_fleet(make_tenant, "initech", "acme", "globex")
+    told: list[Event] = []
+    carry_out(ask("users", "0001"), emit=told.append)
+    assert [event.tenant_id for event in told if isinstance(event, RunStarted)] == ["acme", "globex", "initech"]
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_drive__a_failing_tenant_stops_no_other(broken: Choose, make_tenant: MakeTenant, executor: str) -> None:
+    broken(orders="orders_failing_data")
+    make_fleet(make_tenant, "acme", "globex", "globex-two", "initech")
+    rollout = carry_out(ask(), executor)
+    assert rollout.state == "failed"
+    assert states(rollout) == {"acme": "succeeded", "globex": "failed", "globex-two": "failed", "initech": "succeeded"}
+    # Each failure is there, not only the first.
+    assert set(rollout.runs.filter(state="failed").values_list("failed_step", flat=True)) == {"orders.0003_channel"}
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_drive__on_error_fail_cancels_what_was_not_started(
+    broken: Choose, make_tenant: MakeTenant, executor: str
+) -> None:
+    broken(orders="orders_failing_data")
+    make_fleet(make_tenant, "acme", "globex", "initech", "umbrella")
+    rollout = carry_out(ask(on_error="fail"), executor, workers=1)
+    assert rollout.state == "canceled"
+    assert states(rollout) == {"acme": "succeeded", "globex": "failed", "initech": "canceled", "umbrella": "canceled"}
+    assert applied(Tenant.objects.get(pk="acme")) == 14
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_drive__unprovisioned_tenants_are_skipped(make_tenant: MakeTenant, executor: str) -> None:
+    make_tenant("acme")
+    make_tenant("ghost", provision=False)
+    make_tenant("phantom", Isolation.DATABASE, provision=False)
+    rollout = carry_out(ask("users"), executor)
+    assert rollout.state == "succeeded"
+    assert states(rollout) == {"acme": "succeeded", "ghost": "skipped", "phantom": "skipped"}
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_drive__of_no_tenants(plane: None, executor: str) -> None:
+    assert carry_out(ask(), executor).state == "succeeded"
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_drive__unloadable_migrations_fail_each_run(broken: Choose, make_tenant: MakeTenant, executor: str) -> None:
+    broken(orders="orders_missing_dependency")
+    make_fleet(make_tenant, "acme", "globex")
+    rollout = carry_out(ask(), executor)
+    assert rollout.state == "failed"
+    assert set(rollout.runs.values_list("error_code", flat=True)) == {exceptions.UnloadableMigrations.code}
+
+
+def test_drive__parallel_leaves_the_same_records_as_sequential(broken: Choose, make_tenant: MakeTenant) -> None:
+    broken(orders="orders_failing_data")
+    make_fleet(make_tenant, "acme", "globex", "initech")
+    fields = ["tenant_id", "state", "attempt", "plan_digest", "applied_before", "applied_after", "error_code"]
+    fields += ["error_class", "sqlstate", "failed_step", "message", "wave", "steps__name", "steps__state"]
+    records = []
+    for executor in EXECUTORS:
+        rollout = carry_out(ask(), executor)
+        records.append(list(rollout.runs.order_by("tenant_id", "steps__position").values(*fields)))
+        for app_label in ("orders", "products", "users"):
+            carry_out(ask(app_label, "zero"), executor)
+    assert records[0] == records[1]
+    assert len(records[0]) > 40
+
+
+def test_drive__stops_when_asked(make_tenant: MakeTenant) -> None:
+    make_fleet(make_tenant, "acme", "globex")
+    told: list[Event] = []
+    rollout = carry_out(
+        ask("users"), emit=told.append, should_stop=lambda: any(isinstance(event, StepStarted) for event in told)
+    )
+    assert rollout.state == "canceled"
+    assert states(rollout) == {"acme": "canceled", "globex": "canceled"}
+    assert (applied(Tenant.objects.get(pk="acme")), told[-1].tenant_id) == (1, "acme")
+
+
+def test_parallel__workers_are_replaced_after_their_share_of_tenants(make_tenant: MakeTenant, settings: Any) -> None:
+    settings.TENANT_MIGRATIONS = {"tenants_per_worker": 2}
+    make_fleet(make_tenant, "acme", "globex", "initech", "umbrella", "wayne")
+    workers: dict[str, int] = {}
+
+    def emit(event: Event) -> None:
+        if isinstance(event, RunStarted):
+            (worker,) = active_children()
+            workers[event.tenant_id] = worker.pid or 0
+
+    carry_out(ask("users", "0001"), "parallel", workers=1, emit=emit)
+    pids = list(workers.values())
+    assert pids[0] == pids[1] != pids[2] == pids[3] != pids[4]
+    assert active_children() == []
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["tenant", "shared"])
+def test_parallel__a_killed_worker_takes_only_its_own_tenant_along(
+    make_tenant: MakeTenant, settings: Any, shared: bool
+) -> None:
+    settings.TENANT_MIGRATIONS = {"lock_timeout": 20, "lease": 1, "heartbeat": 0.2}
+    make_fleet(make_tenant, "acme", "globex", "initech")
+    victim = make_tenant("zulu", Isolation.SHARED) if shared else Tenant.objects.get(pk="globex")
+    target = ("plans", "0001", "plans_plan") if shared else ("users", "0001", "users_user")
+    request = Request(target=Target(app_label=target[0], migration_name=target[1]))
+    work(request_run(victim, request).pk, emit=lambda event: None, should_stop=lambda: False)
+    other = psycopg2.connect(**catalog.tenant_dsn(victim))
+    table = sql.Identifier(victim.schema_name, target[2])
+    other.cursor().execute(sql.SQL("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE").format(table))
+
+    def emit(event: Event) -> None:
+        if isinstance(event, StepStarted) and event.tenant_id == victim.tenant_id:
+            (worker,) = active_children()
+            os.kill(worker.pid or 0, signal.SIGKILL)
+            # What the dead worker's session waits for is free again, and the session sees that its client is gone.
+            other.close()
+
+    rollout = carry_out(ask(), "parallel", workers=1, emit=emit)
+    assert rollout.state == "failed"
+    assert states(rollout) == {
+        **dict.fromkeys(["acme", "globex", "initech"], "succeeded"),
+        victim.tenant_id: "failed",
+    }
+    assert rollout.runs.get(tenant=victim).error_code == "worker_lost"
+
+
+def test_request__tenants_with_an_unfinished_run_are_left_out_and_named(make_tenant: MakeTenant) -> None:
+    busy, _ = make_fleet(make_tenant, "acme", "globex")
+    run = request_run(busy, Request())
+    rollout, left_out = request_rollout(Tenant.objects.all(), Request())
+    assert [(each.tenant_id, each.run_id) for each in left_out] == [("acme", run.pk)]
+    assert states(carry_out(rollout)) == {"globex": "succeeded"}
+
+
+def test_request__target_reaches_only_the_kinds_that_have_it(make_tenant: MakeTenant) -> None:
+    make_tenant("acme")
+    make_tenant("shared", Isolation.SHARED)
+    assert set(states(ask("plans"))) == {"shared"}
+    assert set(states(ask("users"))) == {"acme"}
+
+
+@pytest.mark.parametrize(
+    ("target", "error"),
+    [
+        (("nowhere",), exceptions.UnknownApp),
+        (("users", "0099"), exceptions.UnknownMigration),
+        (("users", "000"), exceptions.AmbiguousMigration),
+    ],
+)
+def test_request__impossible_target_leaves_no_rollout(
+    make_tenant: MakeTenant, target: tuple[str, ...], error: type[Exception]
+) -> None:
+    make_tenant("acme")
+    with pytest.raises(error):
+        ask(*target)
+    assert not Rollout.objects.exists()
+
+
+def test_advance__opens_a_wave_only_when_the_one_before_has_ended(make_tenant: MakeTenant) -> None:
+    make_tenant("acme")
+    make_tenant("shared", Isolation.SHARED)
+    rollout = ask()
+    first, second = rollout.runs.order_by("wave")
+    assert advance(rollout, limit=9, lease=30) == [first.pk]
+    assert advance(rollout, limit=9, lease=30, held=frozenset({first.pk})) == []
+    MigrationRun.objects.claim(first.pk, lease=30)
+    assert advance(rollout, limit=9, lease=30) == []
+    MigrationRun.objects.filter(pk=first.pk).transition("fail")
+    assert advance(rollout, limit=9, lease=30) == [second.pk]
+
+
+def test_advance__respects_its_limit_and_is_idempotent(make_tenant: MakeTenant) -> None:
+    make_fleet(make_tenant, "acme", "globex", "initech")
+    rollout = ask()
+    expected = list(rollout.runs.order_by("tenant_id").values_list("pk", flat=True)[:2])
+    assert [advance(rollout, limit=2, lease=30) for _ in range(3)] == [expected] * 3
+    assert advance(rollout, limit=0, lease=30) == []
+    rollout.refresh_from_db()
+    assert (rollout.state, rollout.lease_expires_at is not None) == ("running", True)
+
+
+@pytest.mark.parametrize("state", ["succeeded", "failed", "canceled"])
+def test_advance__of_a_rollout_that_has_ended_does_nothing(make_tenant: MakeTenant, state: str) -> None:
+    make_tenant("acme")
+    rollout = ask()
+    Rollout.objects.filter(pk=rollout.pk).update(state=state)
+    assert advance(rollout, limit=9, lease=30) == []
+    rollout.refresh_from_db()
+    assert (rollout.state, rollout.lease_expires_at) == (state, None)
+
+
+def test_cancel__leaves_what_runs_to_its_worker(make_tenant: MakeTenant) -> None:
+    make_fleet(make_tenant, "acme", "globex")
+    rollout = ask()
+    running = rollout.runs.get(tenant_id="acme")
+    MigrationRun.objects.claim(running.pk, lease=30)
+    cancel(rollout)
+    assert states(rollout) == {"acme": "running", "globex": "canceled"}
+    finish_if_done(rollout)
+    rollout.refresh_from_db()
+    assert rollout.state == "canceling"
+    MigrationRun.objects.filter(pk=running.pk).transition("succeed")
+    finish_if_done(rollout)
+    rollout.refresh_from_db()
+    assert rollout.state == "canceled"
+
+
+def test_settle__leaves_a_rollout_alone_that_is_being_driven(make_tenant: MakeTenant) -> None:
+    make_tenant("acme")
+    rollout = ask()
+    advance(rollout, limit=1, lease=30)
+    settle_abandoned()
+    rollout.refresh_from_db()
+    assert (rollout.state, states(rollout)) == ("running", {"acme": "pending"})
