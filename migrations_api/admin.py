@@ -1,6 +1,7 @@
 from typing import Any
 
 from django.contrib import admin
+from django.contrib.auth import get_user_model
 from django.db import models
 from django.http import HttpRequest, HttpResponse
 from django.utils import timezone
@@ -33,8 +34,8 @@ class ApiTokenAdmin(APIKeyModelAdmin):
     list_display = ("prefix", "name", "user", "scope", "created", "expiry_date", "last_used_at", "revoked")  # type: ignore[assignment]
     list_filter = ("scope", "revoked")  # type: ignore[assignment]
     list_select_related = ("user",)
-    autocomplete_fields = ("user",)
-    search_fields = ("name", "prefix", "user__username")  # type: ignore[assignment]
+    raw_id_fields = ("user",)
+    search_fields = ("name", "prefix", f"user__{get_user_model().USERNAME_FIELD}")  # type: ignore[assignment]
 
     def get_changeform_initial_data(self, request: HttpRequest) -> dict[str, Any]:
         return {"expiry_date": timezone.now() + TOKEN_LIFETIME, **super().get_changeform_initial_data(request)}

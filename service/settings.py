@@ -5,12 +5,15 @@ INSTALLED_APPS.
 """
 
 import os
+import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management.utils import get_random_secret_key
 
 from service import embedded_postgres
+from service.logs import logging_config
 from tenants.servers import database_settings, server_map
 
 BASE_DIR = Path(__file__).resolve().parent.parent
@@ -37,6 +40,24 @@ def env_int(name: str, *, default: int) -> int:
 def env_list(name: str, default: list[str]) -> list[str]:
     items = [item.strip() for item in env_str(name).split(",") if item.strip()]
     return items or default
+
+
+def env_apps(name: str, default: list[str]) -> list[str]:
+    apps = env_list(name, default)
+    for app in apps:
+        # INSTALLED_APPS takes packages and dotted paths of AppConfig classes.
+        if not (
+            _is_importable(app) or (app.rpartition(".")[2][:1].isupper() and _is_importable(app.rpartition(".")[0]))
+        ):
+            raise ImproperlyConfigured(f"{name} names '{app}', which cannot be imported.")
+    return apps
+
+
+def _is_importable(path: str) -> bool:
+    try:
+        return bool(path) and find_spec(path) is not None
+    except (ImportError, ValueError):
+        return False
 
 
 DEBUG = env_bool("DEBUG", default=False)
@@ -76,8 +97,8 @@ CONTROL_PLANE_APPS = [
     "tenants",
     "migrations_api",
 ]
-TENANT_APPS = env_list("TENANT_APPS", ["examples.shop.users", "examples.shop.products", "examples.shop.orders"])
-SHARED_APPS = env_list("SHARED_APPS", ["examples.shop.plans"])
+TENANT_APPS = env_apps("TENANT_APPS", ["examples.shop.users", "examples.shop.products", "examples.shop.orders"])
+SHARED_APPS = env_apps("SHARED_APPS", ["examples.shop.plans"])
 INSTALLED_APPS = list(dict.fromkeys([*CONTROL_PLANE_APPS, *TENANT_APPS, *SHARED_APPS]))
 
 TENANT_SCHEMA_TEMPLATE = env_str("TENANT_SCHEMA_TEMPLATE", "public_{tenant_id}")
@@ -89,6 +110,7 @@ CSRF_FAILURE_VIEW = "migrations_api.rest.problems.csrf_failure"
 WSGI_APPLICATION = "service.wsgi.application"
 APPEND_SLASH = False
 MIDDLEWARE = [
+    "service.middleware.RequestIdMiddleware",
     "django.middleware.security.SecurityMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.middleware.common.CommonMiddleware",
@@ -112,6 +134,8 @@ TEMPLATES = [
 ]
 STATIC_URL = "static/"
 STATIC_ROOT = BASE_DIR / "var" / "static"
+
+LOGGING = logging_config(human=DEBUG or sys.stderr.isatty())
 
 USE_TZ = True
 TIME_ZONE = "UTC"

@@ -70,6 +70,18 @@ class AlreadyProvisioned(ServiceError):
     code = "already_provisioned"
 
 
+class HomeLeftBehind(ServiceError):
+    """The tenant could not be set up, and its empty schema or database could not be dropped again."""
+
+    code = "home_left_behind"
+
+    def __init__(self, tenant_id: str, reason: str) -> None:
+        super().__init__(
+            f"Tenant '{tenant_id}' could not be set up, and its empty schema or database could not be dropped again "
+            f"({reason}). It stays registered as unprovisioned; the same createtenant takes it up again."
+        )
+
+
 class PermissionDenied(ServiceError):
     """The database user lacks a right that this needs."""
 

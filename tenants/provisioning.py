@@ -6,7 +6,14 @@ from django.db import IntegrityError, transaction
 from django.utils import timezone
 
 from tenants.backends import backend_for
-from tenants.exceptions import AlreadyProvisioned, InvalidName, NotProvisioned, TenantExists
+from tenants.exceptions import (
+    AlreadyProvisioned,
+    HomeLeftBehind,
+    InvalidName,
+    NotProvisioned,
+    ServiceError,
+    TenantExists,
+)
 from tenants.models import Isolation, Tenant
 from tenants.servers import server_settings
 from tenants.sessions import refuse_control_plane, tenant_session
@@ -43,6 +50,8 @@ def create_tenant(
         return tenant
     try:
         _provision(tenant, take_over=unfinished)
+    except HomeLeftBehind:
+        raise
     except BaseException:
         # Whatever stopped this call, SIGINT included, the row must not outlive it.
         if not unfinished:
@@ -86,8 +95,11 @@ def _provision(tenant: Tenant, *, take_over: bool) -> None:
     try:
         with tenant_session(tenant, application_name=f"tenant-migrations provision {tenant.tenant_id}"):
             pass
-    except BaseException:
-        backend.drop(tenant)
+    except BaseException as error:
+        try:
+            backend.drop(tenant)
+        except ServiceError as drop_error:
+            raise HomeLeftBehind(tenant.tenant_id, drop_error.message) from error
         raise
     logger.info("provisioned tenant %s", tenant.tenant_id)
 

@@ -110,9 +110,6 @@ def in_public(statements: str) -> Iterator[None]:
         catalog.query(server(), "DROP SCHEMA public CASCADE; CREATE SCHEMA public")
 
 
-# A tenant's session sees schemas behind its own
-
-
 MIGRATED_ELSEWHERE = """
 CREATE TABLE public.django_migrations (id bigserial, app text, name text, applied timestamptz DEFAULT now());
 INSERT INTO public.django_migrations (app, name) VALUES ('users', '0001_initial'), ('users', '0002_email_unique');
@@ -166,9 +163,6 @@ def test_missing_schema__is_refused_and_nothing_lands_elsewhere(
     before = catalog.fingerprint(server()), catalog.schemas(server()), control_plane()
     assert fail_to_migrate(tenant).error_code == "unprovisioned"
     assert (catalog.fingerprint(server()), catalog.schemas(server()), control_plane()) == before
-
-
-# Code that names no database
 
 
 def test_migration_without_using__writes_to_the_tenant(tenant: Tenant, broken: Callable[..., None]) -> None:
@@ -257,9 +251,6 @@ def test_default__is_the_control_plane_again(tenant: Tenant, third_migration: Ca
     with connection.cursor() as cursor:
         cursor.execute("SELECT current_database(), current_schema()")
         assert cursor.fetchone() == (configured.DATABASES["default"]["NAME"], "public")
-
-
-# Code that meddles with the session
 
 
 def test_migration_that_closes_the_connection__ends_the_run(tenant: Tenant, broken: Callable[..., None]) -> None:
@@ -353,9 +344,6 @@ def test_settings__are_not_mutated(make_tenant: MakeTenant) -> None:
     assert connections.settings is configured.DATABASES
 
 
-# A tenant that would be the control plane
-
-
 def no_database(tenant: Tenant, database: dict[str, Any]) -> dict[str, Any]:
     return {**database, "NAME": ""}
 
@@ -431,9 +419,6 @@ def test_resolver_that_leads_astray__is_refused(
     assert (control_plane(), catalog.fingerprint(server()), catalog.databases()) == before
 
 
-# Which tables are where
-
-
 def test_tables__each_side_has_only_its_own(tenant: Tenant) -> None:
     migrate(tenant)
     tenants_own = tables_of(tenant_app_labels(tenant.isolation))
@@ -472,9 +457,6 @@ def tables_of(labels: frozenset[str]) -> set[str]:
     return {model._meta.db_table for model in models}
 
 
-# Questions
-
-
 QUESTIONS = [
     ("showtenants",),
     ("showtenants", "--format=json"),
@@ -506,9 +488,6 @@ def everything(tenant: Tenant | None) -> list[Any]:
         homes.append(catalog.tenant_dsn(tenant))
     found = [(catalog.fingerprint(home), catalog.schemas(home)) for home in homes]
     return [catalog.databases(), *found]
-
-
-# Names
 
 
 @pytest.mark.parametrize(
@@ -546,9 +525,6 @@ def test_name__as_long_as_postgresql_allows_is_not_cut(make_tenant: MakeTenant, 
     settings.TENANT_SCHEMA_TEMPLATE += "x"
     with pytest.raises(InvalidName):
         make_tenant("globe")
-
-
-# One process, many tenants
 
 
 SAVE_CONTENT_TYPES = """

@@ -82,6 +82,7 @@ def test_database_url__unset_without_the_wheel_says_what_to_set() -> None:
         ({"DATABASE_URL": "mysql://me:word@db/x"}, "The database URL of 'default' cannot be used: it must begin with"),
         ({"DATABASE_URL": "postgresql://me:wo/rd@db/x"}, "The database URL of 'default' cannot be used: it cannot be"),
         ({"DEBUG": "maybe"}, "DEBUG is 'maybe'; use true or false."),
+        ({"TRUSTED_PROXIES": "-1"}, "TRUSTED_PROXIES is '-1'; use a whole number."),
         ({"TENANT_DATABASE_URLS": "postgresql://me:word@db/x"}, "TENANT_DATABASE_URLS takes alias=url pairs"),
         (
             {"TENANT_DATABASE_URLS": "eu=postgresql://me:word@db"},

@@ -172,10 +172,9 @@ def _standing(
 def place_of(plan: Plan | PlanError, applied: Applied) -> Place:
     if isinstance(plan, PlanError):
         return Place(status=TenantStatus.PENDING, applied=len(applied), detail=plan.message)
+    status = TenantStatus.PENDING if plan.steps else TenantStatus.UP_TO_DATE
     if plan.unknown:
         status = TenantStatus.AHEAD
-    else:
-        status = TenantStatus.PENDING if plan.steps else TenantStatus.UP_TO_DATE
     return Place(status=status, applied=len(plan.applied), pending=len(plan.steps), unknown=plan.unknown)
 
 

@@ -2,8 +2,9 @@
 
 import time
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import timedelta
+from typing import Final
 
 from django.db import transaction
 from django.db.models import Count, Min
@@ -18,6 +19,10 @@ from migrations_api.orchestrator.work import work
 from migrations_api.states import ACTIVE_ROLLOUT_STATES, RunState
 from tenants.conf import load_conf
 
+Choose = Callable[[int, frozenset[int]], list[int]]
+# How long to wait, in seconds, before the rows are read again.
+POLL: Final = 0.5
+
 FAILED_STATES = frozenset({RunState.FAILED, RunState.PARTIAL})
 
 
@@ -26,24 +31,48 @@ def drive(rollout: Rollout, *, executor: str, max_concurrency: int, emit: Emit, 
 
     When `should_stop` says so, runs in flight finish their step and end, and the rest is canceled.
     """
-    conf = load_conf()
-    dispatcher_class: type[Dispatcher] = import_string(conf.executors[executor])
-    dispatcher = dispatcher_class(work, max_concurrency=max_concurrency, emit=emit, should_stop=should_stop)
-    try:
-        while True:
-            if should_stop():
-                cancel(rollout)
-            ready = advance(rollout, limit=dispatcher.free, lease=conf.lease, held=dispatcher.held)
-            for run_id in ready:
-                dispatcher.submit(run_id)
-            if not ready and not dispatcher.held and not _settle_lost(rollout, lease=conf.lease, stop=should_stop):
-                break
-            dispatcher.wait(1.0)
-    finally:
-        dispatcher.close()
+    lease = load_conf().lease
+
+    def choose(limit: int, held: frozenset[int]) -> list[int]:
+        if should_stop():
+            cancel(rollout)
+        return advance(rollout, limit=limit, lease=lease, held=held)
+
+    carry_out(
+        dispatcher_for(executor)(work, max_concurrency=max_concurrency, emit=emit, should_stop=should_stop),
+        choose,
+        idle=lambda: _settle_lost(rollout, lease=lease, stop=should_stop),
+    )
     finish_if_done(rollout)
     rollout.refresh_from_db()
     return rollout
+
+
+def dispatcher_for(executor: str) -> type[Dispatcher]:
+    dispatcher: type[Dispatcher] = import_string(load_conf().executors[executor])
+    return dispatcher
+
+
+def carry_out(dispatcher: Dispatcher, choose: Choose, *, idle: Callable[[], bool]) -> None:
+    """Submit what `choose` gives, and ask it again when a slot is free, at the latest after `POLL` seconds.
+
+    `idle` is called when nothing is held and nothing is ready; the loop ends when it returns False.
+    """
+    chosen_at = 0.0
+    try:
+        while True:
+            ready: list[int] = []
+            # Every event of a run ends wait(); while no slot is free, the rows need not be read for each of them.
+            if dispatcher.free or time.monotonic() - chosen_at >= POLL:
+                ready, chosen_at = choose(dispatcher.free, dispatcher.held), time.monotonic()
+            for run_id in ready:
+                dispatcher.submit(run_id)
+            if dispatcher.held:
+                dispatcher.wait(POLL)
+            elif not ready and not idle():
+                break
+    finally:
+        dispatcher.close()
 
 
 def _settle_lost(rollout: Rollout, *, lease: float, stop: ShouldStop) -> bool:

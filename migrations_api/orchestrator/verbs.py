@@ -8,8 +8,9 @@ from django.db.models.functions import Now
 from migrations_api.exceptions import InvalidTransition
 from migrations_api.executor import Options
 from migrations_api.models import MigrationRun, RequestedVia, Rollout
+from migrations_api.orchestrator.endings import finish_if_done
 from migrations_api.orchestrator.requests import Request, get_tenant, request_run
-from migrations_api.orchestrator.rollouts import cancel, finish_if_done
+from migrations_api.orchestrator.rollouts import cancel
 from migrations_api.plan import Target
 from migrations_api.states import ACTIVE_ROLLOUT_STATES, RunState
 

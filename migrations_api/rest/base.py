@@ -1,22 +1,25 @@
 """What every view has in common: strict input, JSON only, problems as errors, an audit row for each change."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import IO, Any, ClassVar, NoReturn, TypeVar, cast
 
 from django.http import HttpRequest
 from rest_framework import serializers
 from rest_framework.exceptions import ParseError
+from rest_framework.negotiation import BaseContentNegotiation
 from rest_framework.parsers import BaseParser
 from rest_framework.renderers import JSONRenderer
 from rest_framework.request import Request
 from rest_framework.response import Response
+from rest_framework.utils.mediatypes import media_type_matches
 from rest_framework.views import APIView
 
 from migrations_api.models import Role
 from migrations_api.orchestrator.requests import get_tenant
 from migrations_api.rest import audit, problems
 from migrations_api.rest.permissions import RolePermission
+from migrations_api.rest.throttles import ThrottleFirst
 from tenants.models import Tenant
 
 S = TypeVar("S", bound=serializers.BaseSerializer[Any])
@@ -66,7 +69,18 @@ class EventStreamRenderer(ProblemRenderer):
     format = "events"
 
 
-class ServiceView(APIView):
+class AlwaysJSON(BaseContentNegotiation):
+    """There is one representation; an Accept header that wants another gets it all the same (RFC 9110, 12.5.1)."""
+
+    def select_parser(self, request: Request, parsers: Iterable[Any]) -> Any:
+        return next((parser for parser in parsers if media_type_matches(parser.media_type, request.content_type)), None)
+
+    def select_renderer(self, request: Request, renderers: Iterable[Any], format_suffix: str | None = None) -> Any:
+        first = next(iter(renderers))
+        return first, first.media_type
+
+
+class ServiceView(ThrottleFirst, APIView):
     """A view that grants what `required_roles` names and nothing else, and accepts what it declares and nothing else.
 
     `query_serializer` declares the query parameters by method name; without one, there are none.
@@ -75,6 +89,7 @@ class ServiceView(APIView):
     permission_classes = (RolePermission,)
     parser_classes = (StrictJSONParser,)
     renderer_classes = (ProblemRenderer,)
+    content_negotiation_class = AlwaysJSON
     required_roles: ClassVar[Mapping[str, Role]] = {}
     query_serializers: ClassVar[Mapping[str, type[serializers.Serializer[Any]]]] = {}
     action_name: ClassVar[str] = ""

@@ -18,6 +18,7 @@ from tenants.exceptions import ServiceError
 logger = logging.getLogger(__name__)
 
 MEDIA_TYPE: Final = "application/problem+json"
+SERVER_ERROR: Final = "The service failed to answer. Its log has more under the X-Request-ID of this response."
 TYPE_PREFIX: Final = "urn:tenant-migrations:problem:"
 
 STATUS_BY_CODE: Final[Mapping[str, int]] = {
@@ -39,6 +40,7 @@ STATUS_BY_CODE: Final[Mapping[str, int]] = {
     exceptions.UnloadableMigrations.code: 409,
     tenant_exceptions.AlreadyProvisioned.code: 409,
     tenant_exceptions.AuthenticationFailed.code: 502,
+    tenant_exceptions.HomeLeftBehind.code: 502,
     tenant_exceptions.InvalidName.code: 422,
     tenant_exceptions.IsControlPlane.code: 409,
     tenant_exceptions.NotProvisioned.code: 409,
@@ -68,13 +70,13 @@ class Problem(drf.APIException):
 
 
 def exception_handler(error: Exception, context: Mapping[str, Any]) -> Response | None:
-    """DRF's hook; None for what is nobody's fault but ours, which Django then answers with server_error()."""
-    problem = problem_of(error)
-    if problem is None:
-        return None
+    """DRF's hook. What is nobody's fault but ours is logged whole and told in one sentence."""
     set_rollback()
-    headers = _headers(error)
-    return Response(problem, status=problem["status"], headers=headers, content_type=MEDIA_TYPE)
+    found = problem_of(error)
+    if found is None:
+        logger.error("%s failed", type(context["view"]).__name__, exc_info=error)
+        found = problem(500, "server_error", SERVER_ERROR)
+    return Response(found, status=found["status"], headers=_headers(error), content_type=MEDIA_TYPE)
 
 
 def problem_of(error: Exception) -> dict[str, Any] | None:
@@ -123,7 +125,7 @@ def _headers(error: Exception) -> dict[str, str]:
     if challenge := getattr(error, "auth_header", None):
         headers["WWW-Authenticate"] = challenge
     if (wait := getattr(error, "wait", None)) is not None:
-        headers["Retry-After"] = str(int(wait) + 1)
+        headers["Retry-After"] = str(int(wait))
     return headers
 
 
@@ -162,4 +164,4 @@ def not_found(request: HttpRequest, exception: Exception) -> JsonResponse:
 
 
 def server_error(request: HttpRequest) -> JsonResponse:
-    return _json(500, "server_error", "The service failed to answer. The log has the request id of this response.")
+    return _json(500, "server_error", SERVER_ERROR)

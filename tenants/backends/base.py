@@ -8,7 +8,7 @@ from django.utils.module_loading import import_string
 from tenants.binding import open_connection
 from tenants.conf import load_conf
 from tenants.driver_errors import translated
-from tenants.exceptions import IsControlPlane
+from tenants.exceptions import IsControlPlane, ServerError, ServiceError
 from tenants.models import Tenant
 from tenants.servers import DatabaseSettings, server_settings
 
@@ -48,7 +48,12 @@ def resolved_server_settings(tenant: Tenant) -> DatabaseSettings:
     """
     settings = server_settings(tenant.database)
     if path := load_conf().connection_resolver:
-        settings = import_string(path)(tenant, settings)
+        try:
+            settings = import_string(path)(tenant, settings)
+        except ServiceError:
+            raise
+        except Exception as error:
+            raise ServerError(f"The connection_resolver failed: {type(error).__name__}.") from error
     if not settings.get("ENGINE") or not settings.get("NAME"):
         raise IsControlPlane(f"The connection settings of tenant '{tenant.tenant_id}' name no database of its own.")
     return settings
