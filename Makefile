@@ -1,12 +1,18 @@
 # Each target makes its own virtual environment; PYTHON=python3.13 chooses another interpreter for it.
 PYTHON ?= python3
 VENV ?= .venv
+PORT ?= 8000
 RUN = $(VENV)/bin/python
 
-.PHONY: demo test lint bench test-django6 stop clean
+.PHONY: demo serve test lint bench test-django6 stop clean
 
 demo: $(VENV)/installed
-	$(RUN) manage.py demo
+	$(RUN) manage.py demo --port=$(PORT)
+	$(RUN) -m service.background start --port=$(PORT)
+
+serve: $(VENV)/installed
+	$(RUN) manage.py migrate --verbosity=0
+	$(RUN) manage.py serve --port=$(PORT)
 
 test: lint
 	$(RUN) -m coverage run -m pytest
@@ -28,9 +34,11 @@ test-django6:
 	.venv-django6/bin/python -m pytest
 
 stop:
+	$(RUN) -m service.background stop
 	$(RUN) -m service.embedded_postgres stop
 
 clean:
+	test ! -x $(RUN) || $(RUN) -m service.background stop
 	test ! -x $(RUN) || $(RUN) -m service.embedded_postgres destroy
 	rm -rf $(VENV) .venv-django6
 

@@ -1,6 +1,6 @@
 from django.urls import path
 
-from migrations_api.views import fleet, rollouts, runs, tenants
+from migrations_api.views import fleet, operations, rollouts, runs, tenants
 
 urlpatterns = [
     path("tenants", tenants.TenantsView.as_view(), name="tenants"),
@@ -22,4 +22,7 @@ urlpatterns = [
     path("rollouts/<int:rollout_id>/failures", rollouts.RolloutFailuresView.as_view(), name="rollout-failures"),
     path("rollouts/<int:rollout_id>/cancel", rollouts.RolloutCancelView.as_view(), name="rollout-cancel"),
     path("fleet", fleet.FleetView.as_view(), name="fleet"),
+    path("healthz", operations.healthz, name="healthz"),
+    path("readyz", operations.readyz, name="readyz"),
+    path("metrics", operations.MetricsView.as_view(), name="metrics"),
 ]

@@ -109,10 +109,10 @@ def logging_config(*, human: bool) -> dict[str, Any]:
                 "formatter": "human" if human else "json",
             }
         },
-        "root": {"handlers": ["stderr"], "level": "INFO"},
+        "root": {"handlers": ["stderr"], "level": "WARNING"},
         "loggers": {
             # Django's own handlers would write each line once more.
-            "django": {"handlers": [], "level": "INFO", "propagate": True},
+            "django": {"handlers": [], "level": "WARNING", "propagate": True},
             "django.server": {"handlers": [], "level": "INFO", "propagate": True},
             # A client's mistake is in the access log.
             "django.request": {"level": "ERROR"},

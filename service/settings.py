@@ -4,10 +4,12 @@ A project of your own can import all of this and add to it, or put `tenants` and
 INSTALLED_APPS.
 """
 
+import json
 import os
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management.utils import get_random_secret_key
@@ -40,6 +42,16 @@ def env_int(name: str, *, default: int) -> int:
 def env_list(name: str, default: list[str]) -> list[str]:
     items = [item.strip() for item in env_str(name).split(",") if item.strip()]
     return items or default
+
+
+def env_json(name: str) -> dict[str, Any]:
+    try:
+        value = json.loads(env_str(name, "{}"))
+    except ValueError as error:
+        raise ImproperlyConfigured(f"{name} is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ImproperlyConfigured(f'{name} takes a JSON object, such as {{"lock_timeout": 1}}.')
+    return value
 
 
 def env_apps(name: str, default: list[str]) -> list[str]:
@@ -103,7 +115,7 @@ INSTALLED_APPS = list(dict.fromkeys([*CONTROL_PLANE_APPS, *TENANT_APPS, *SHARED_
 
 TENANT_SCHEMA_TEMPLATE = env_str("TENANT_SCHEMA_TEMPLATE", "public_{tenant_id}")
 TENANT_DATABASE_TEMPLATE = env_str("TENANT_DATABASE_TEMPLATE", "{tenant_id}_db")
-TENANT_MIGRATIONS: dict[str, object] = {}
+TENANT_MIGRATIONS = env_json("TENANT_MIGRATIONS")
 
 ROOT_URLCONF = "service.urls"
 CSRF_FAILURE_VIEW = "migrations_api.rest.problems.csrf_failure"

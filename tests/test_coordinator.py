@@ -140,7 +140,7 @@ def test_stop__the_next_one_carries_on_between_two_steps(
         wait_until(lambda: is_at_gate(run))
         first.send_signal(how)
         if how == signal.SIGTERM:
-            wait_until(lambda: "Stopping" in output(first))
+            wait_until(lambda: "finishing" in output(first))
     assert first.wait(GIVE_UP) == (0 if how == signal.SIGTERM else -how)
     wait_until(lambda: state(run) == "pending")
     assert (run.cancel_requested, run.finished_at, run.error_code, run.lease_expires_at) == (False, None, "", None)

@@ -22,6 +22,11 @@ _PR_SET_PDEATHSIG: Final = 1
 _libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
+def tell_what_happens() -> None:
+    """A process that stays tells of its work; a command that somebody waits for shows it instead."""
+    logging.getLogger("migrations_api").setLevel(logging.INFO)
+
+
 def _die_with_parent() -> None:
     """On Linux, a supervisor that is killed leaves nobody behind on its port."""
     if _libc is not None:

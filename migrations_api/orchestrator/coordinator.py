@@ -223,6 +223,8 @@ def _lead(beat: Heartbeat, should_stop: ShouldStop) -> None:
 
     def choose(limit: int, held: frozenset[int]) -> list[int]:
         if should_stop():
+            if held:
+                logger.info("finishing the steps in flight of %s runs", len(held))
             return []
         try:
             beat(leading=True)

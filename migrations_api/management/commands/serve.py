@@ -7,7 +7,7 @@ from django.conf import settings
 from django.core.management.base import CommandError, CommandParser
 
 from migrations_api.management.base import ServiceCommand, positive
-from migrations_api.management.supervisor import Child, supervise
+from migrations_api.management.supervisor import Child, supervise, tell_what_happens
 from migrations_api.orchestrator.readiness import pending_migrations
 
 GRACE = 30  # seconds for requests in flight
@@ -23,6 +23,7 @@ class Command(ServiceCommand):
         parser.add_argument("--web-workers", type=positive, default=1, metavar="N", help="Processes of the web server.")
 
     def handle(self, *, host: str, port: int, threads: int, web_workers: int, **options: Any) -> None:
+        tell_what_happens()
         if missing := pending_migrations():
             raise CommandError(f"The control plane lacks {', '.join(missing)}. Run: python manage.py migrate")
         # Bound here, so that a port in use is told at once and a web server that is restarted keeps its callers.
