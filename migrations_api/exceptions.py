@@ -91,6 +91,12 @@ class TenantLocked(ServiceError):
     code = "locked"
 
 
+class OutcomeUnknown(ServiceError):
+    """The session with the tenant was lost, and what became of the work cannot be read yet."""
+
+    code = "outcome_unknown"
+
+
 class RunActive(ServiceError):
     """The tenant has a run that is not finished."""
 

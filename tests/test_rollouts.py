@@ -105,7 +105,7 @@ def test_drive__on_error_fail_cancels_what_was_not_started(
     broken(orders="orders_failing_data")
     make_fleet(make_tenant, "acme", "globex", "initech", "umbrella")
     rollout = carry_out(ask(on_error="fail"), executor, workers=1)
-    assert rollout.state == "canceled"
+    assert rollout.state == "failed"
     assert states(rollout) == {"acme": "succeeded", "globex": "failed", "initech": "canceled", "umbrella": "canceled"}
     assert applied(Tenant.objects.get(pk="acme")) == 14
 

@@ -10,19 +10,28 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models.signals import post_migrate, pre_migrate
 from psycopg2 import errorcodes
 
-from migrations_api.exceptions import ConfirmationRequired, PlanChanged, TenantLocked
+from migrations_api.exceptions import ConfirmationRequired, OutcomeUnknown, PlanChanged
 from migrations_api.executor import signals
 from migrations_api.executor.applied import TenantRecorder
 from migrations_api.executor.lock import tenant_lock
 from migrations_api.executor.migrator import TenantMigrator
 from migrations_api.executor.outcome import End, Failure, Observer, Options, Outcome, StepResult, StopRequested
 from migrations_api.executor.syncdb import sync_apps
-from migrations_api.plan import Applied, MigrationSource, Plan, Step, Target, make_plan, prunable, require_reversible
+from migrations_api.plan import (
+    Applied,
+    MigrationSource,
+    Plan,
+    Target,
+    is_recorded,
+    make_plan,
+    prunable,
+    require_reversible,
+)
 from tenants.app_sets import tenant_apps
 from tenants.binding import control_plane, tenant_as_default
 from tenants.conf import load_conf
 from tenants.driver_errors import describe, driver_error, sqlstate, translate, translated
-from tenants.exceptions import PermissionDenied, ServerUnreachable, ServiceError
+from tenants.exceptions import PermissionDenied, ServiceError
 from tenants.models import Tenant
 from tenants.sessions import tenant_session
 
@@ -52,7 +61,8 @@ def execute(
     """Migrate `tenant` to `target` and return how that ended; a migration that fails is an outcome, not an exception.
 
     With `plan_digest`, only a plan of that content is carried out. Raises, with nothing changed, PlanError,
-    PlanChanged, TenantLocked, and what tenant_session() raises.
+    PlanChanged, TenantLocked, and what tenant_session() raises; and OutcomeUnknown when the session was lost in the
+    middle and the tenant cannot be read.
     """
     with (
         tenant_session(tenant, application_name=application_name) as connection,
@@ -77,7 +87,10 @@ def execute(
         with tenant_as_default(tenant, connection):
             if options.prune:
                 return _prune(tenant, connection, plan, source)
-            return _Execution(tenant, connection, plan, options=options, observer=observer, invalid=invalid).run()
+            execution = _Execution(
+                tenant, connection, plan, source=source, options=options, observer=observer, invalid=invalid
+            )
+            return execution.run()
 
 
 def _prune(tenant: Tenant, connection: BaseDatabaseWrapper, plan: Plan, source: MigrationSource) -> Outcome:
@@ -101,6 +114,7 @@ class _Execution:
         connection: BaseDatabaseWrapper,
         plan: Plan,
         *,
+        source: MigrationSource,
         options: Options,
         observer: Observer,
         invalid: frozenset[str],
@@ -108,6 +122,7 @@ class _Execution:
         self.tenant = tenant
         self.connection = connection
         self.plan = plan
+        self.source = source
         self.options = options
         self.configs = tenant_apps(tenant.isolation)
         self.invalid = invalid
@@ -167,13 +182,19 @@ class _Execution:
         return self._outcome(End.SUCCEEDED, None, after=after)
 
     def _failed(self, error: BaseException) -> Outcome:
-        """Tell a clean boundary from a tenant that stands between two; raises ServerUnreachable when it cannot tell."""
+        """Tell a clean boundary from a tenant that stands between two; raises OutcomeUnknown when it cannot."""
         step = self.migrator.step
-        with self._reading() as connection, translated():
-            after = TenantRecorder(connection, self.tenant.schema_name).applied_keys()
-            broken = invalid_indexes(connection, self.tenant.schema_name) - self.invalid
+        try:
+            with self._reading() as connection, translated():
+                after = TenantRecorder(connection, self.tenant.schema_name).applied_keys()
+                broken = invalid_indexes(connection, self.tenant.schema_name) - self.invalid
+        except ServiceError as lost:
+            where = f"in {step}" if step else "between two steps"
+            raise OutcomeUnknown(
+                f"The session was lost {where}, and what became of it cannot be read yet: {lost.message}"
+            ) from error
         half_done = step is not None and not step.atomic and self.migrator.statements > 0
-        if step is not None and self._is_recorded(step, after) != step.backwards:
+        if step is not None and is_recorded((step.app_label, step.name), after, self.source) != step.backwards:
             # The reply to COMMIT was lost, but not the COMMIT.
             half_done = False
             self.migrator.results.append(StepResult(step=step, faked=False, seconds=0.0))
@@ -182,12 +203,6 @@ class _Execution:
         if broken:
             failure = replace(failure, message=f"{_invalid_message(broken)} {failure.message}")
         return self._outcome(End.PARTIAL if partial else End.FAILED, failure, after=after)
-
-    def _is_recorded(self, step: Step, applied: Applied) -> bool:
-        """A squashed migration is recorded by what it replaces; its own row comes at the end of the run."""
-        key = (step.app_label, step.name)
-        squashed = self.plan.loader.replacements.get(key)
-        return key in applied or (squashed is not None and all(tuple(each) in applied for each in squashed.replaces))
 
     @contextmanager
     def _reading(self) -> Iterator[BaseDatabaseWrapper]:
@@ -204,15 +219,8 @@ class _Execution:
             tenant_session(self.tenant, application_name="tenant-migrations settle", writable=False) as connection,
         ):
             database = connection.settings_dict["NAME"]
-            try:
-                with tenant_lock(
-                    connection, database=database, schema=self.tenant.schema_name, wait=load_conf().lock_wait
-                ):
-                    yield connection
-            except TenantLocked as error:
-                raise ServerUnreachable(
-                    f"The session was lost, and what became of its work cannot be read yet. {error.message}"
-                ) from error
+            with tenant_lock(connection, database=database, schema=self.tenant.schema_name, wait=load_conf().lock_wait):
+                yield connection
 
     def _applied_now(self) -> Applied:
         with self._reading() as connection, translated():

@@ -14,7 +14,8 @@ from migrations_api.models import AppliedSet, MigrationRun, RequestedVia, Rollou
 from migrations_api.orchestrator import observations
 from migrations_api.orchestrator.endings import finish_if_done
 from migrations_api.orchestrator.recorder import failure_values
-from migrations_api.plan import Applied
+from migrations_api.orchestrator.sources import source_for
+from migrations_api.plan import Applied, is_recorded
 from migrations_api.states import ACTIVE_ROLLOUT_STATES, RunState, StepState
 from tenants.exceptions import NotProvisioned, ServiceError
 from tenants.models import Tenant
@@ -63,7 +64,7 @@ def _settle(run: MigrationRun) -> None:
         MigrationRun.objects.held_by(run.pk, run.attempt).active().update(waiting_cause=error.message[:500])
         return
     step = run.steps.filter(state=StepState.RUNNING).first()
-    partial = _settle_step(step, applied) if step else False
+    partial = _settle_step(run.tenant, step, applied) if step else False
     failure = Failure(
         code="worker_lost",
         error_class="",
@@ -95,9 +96,9 @@ def _read_under_lock(tenant: Tenant) -> Applied:
             return TenantRecorder(connection, tenant.schema_name).applied_keys()
 
 
-def _settle_step(step: RunStep, applied: Applied) -> bool:
+def _settle_step(tenant: Tenant, step: RunStep, applied: Applied) -> bool:
     """Record what became of the step that was in flight; True if the tenant may stand in the middle of it."""
-    done = ((step.app_label, step.name) in applied) != step.backwards
+    done = is_recorded((step.app_label, step.name), applied, source_for(tenant.isolation)) != step.backwards
     step.state = StepState.DONE if done else StepState.FAILED
     RunStep.objects.filter(pk=step.pk, state=StepState.RUNNING).update(state=step.state)
     return not done and not step.atomic

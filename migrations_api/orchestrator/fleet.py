@@ -20,7 +20,7 @@ from migrations_api.states import RunState
 from tenants.backends import backend_for
 from tenants.backends.base import server_cursor
 from tenants.conf import load_conf
-from tenants.exceptions import NotProvisioned, ServiceError
+from tenants.exceptions import IsControlPlane, NotProvisioned, ServiceError
 from tenants.models import Isolation, Tenant
 from tenants.servers import DatabaseSettings
 from tenants.sessions import refuse_control_plane
@@ -116,17 +116,23 @@ def _observe_database(settings: DatabaseSettings, tenants: Sequence[Tenant]) -> 
 
 def _observe_schemas(cursor: CursorWrapper, tenants: Sequence[Tenant]) -> Iterator[tuple[str, Observation]]:
     cursor.execute(
-        "SELECT n.nspname, c.oid IS NOT NULL FROM pg_namespace n LEFT JOIN pg_class c"
-        " ON c.relnamespace = n.oid AND c.relname = %s AND c.relkind IN ('r', 'p') WHERE n.nspname = ANY(%s)",
-        [TABLE, [tenant.schema_name for tenant in tenants]],
+        "SELECT n.nspname, array_remove(array_agg(c.relname::text), NULL) FROM pg_namespace n LEFT JOIN pg_class c"
+        " ON c.relnamespace = n.oid AND c.relname = ANY(%s) AND c.relkind IN ('r', 'p') WHERE n.nspname = ANY(%s)"
+        " GROUP BY n.nspname",
+        [[TABLE, Tenant._meta.db_table], [tenant.schema_name for tenant in tenants]],
     )
-    has_table: dict[str, bool] = dict(cursor.fetchall())
-    recorded = [tenant for tenant in tenants if has_table.get(tenant.schema_name)]
+    present: dict[str, list[str]] = dict(cursor.fetchall())
+    recorded = [tenant for tenant in tenants if TABLE in present.get(tenant.schema_name, [])]
     rows = _read_rows(cursor, [tenant.schema_name for tenant in recorded])
     for tenant in tenants:
-        if tenant.schema_name not in has_table:
-            error = NotProvisioned(f"The schema '{tenant.schema_name}' does not exist.")
+        if tenant.schema_name not in present:
+            error: ServiceError = NotProvisioned(f"The schema '{tenant.schema_name}' does not exist.")
             yield tenant.tenant_id, Observation(error=error)
+        elif Tenant._meta.db_table in present[tenant.schema_name]:
+            yield (
+                tenant.tenant_id,
+                Observation(error=IsControlPlane(f"Tenant '{tenant.tenant_id}' is a control plane.")),
+            )
         else:
             yield tenant.tenant_id, Observation(applied=rows.get(tenant.schema_name, {}))
 

@@ -107,6 +107,10 @@ class Recorder:
             steps=self._steps.filter(state__in=DONE_STATES).count() + len(outcome.pruned) + len(outcome.synced),
         )
 
+    def lose(self, cause: str) -> None:
+        """Leave the run `running` without a lease, to be settled by whoever can read the tenant first."""
+        self._mine.active().update(waiting_cause=cause[:500], lease_expires_at=Now())
+
     def finish(
         self,
         action: str,

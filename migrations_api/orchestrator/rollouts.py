@@ -105,7 +105,7 @@ def advance(rollout: Rollout, *, limit: int, lease: float, held: frozenset[int] 
         mine.update(lease_expires_at=Now() + timedelta(seconds=lease))
         failed = locked.runs.filter(state__in=FAILED_STATES).exists()
         if failed and locked.on_error == Rollout.OnError.FAIL:
-            cancel(locked)
+            _cancel_pending(locked, "Not started: a tenant before it failed.")
         active = MigrationRun.objects.active().filter(rollout=rollout)
         wave = active.aggregate(first=Min("wave"))["first"]
         pending = active.filter(wave=wave, state=RunState.PENDING).exclude(pk__in=held)
@@ -115,9 +115,11 @@ def advance(rollout: Rollout, *, limit: int, lease: float, held: frozenset[int] 
 def cancel(rollout: Rollout) -> None:
     """Nothing more is started; what runs is left to its worker."""
     Rollout.objects.filter(pk=rollout.pk).transition("cancel")
-    rollout.runs.filter(state=RunState.PENDING).transition(
-        "cancel", finished_at=Now(), message="Not started: the rollout was stopped."
-    )
+    _cancel_pending(rollout, "Not started: the rollout was stopped.")
+
+
+def _cancel_pending(rollout: Rollout, why: str) -> None:
+    rollout.runs.filter(state=RunState.PENDING).transition("cancel", finished_at=Now(), message=why)
 
 
 def counts_by_rollout(rollouts: Iterable[Rollout]) -> dict[int, dict[str, int]]:

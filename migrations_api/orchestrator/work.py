@@ -9,7 +9,7 @@ from django.db.models.functions import Now
 
 from migrations_api.dispatch.base import Emit, ShouldStop
 from migrations_api.events import RunStarted, RunWaiting
-from migrations_api.exceptions import TenantLocked
+from migrations_api.exceptions import OutcomeUnknown, TenantLocked
 from migrations_api.executor import End, Failure, Options, Outcome, execute, failure_of
 from migrations_api.log_context import about_run
 from migrations_api.models import MigrationRun
@@ -51,6 +51,9 @@ def _attempt(run: MigrationRun, recorder: Recorder) -> Failure | None:
         outcome = _execute(run, recorder)
     except AttemptLost:
         logger.warning("run %s of tenant %s was taken over", run.pk, run.tenant_id)
+        return None
+    except OutcomeUnknown as error:
+        recorder.lose(error.message)
         return None
     except ServiceError as error:
         failure = failure_of(error)

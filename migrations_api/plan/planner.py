@@ -138,6 +138,13 @@ def make_plan(source: MigrationSource, applied: Applied, target: Target) -> Plan
     )
 
 
+def is_recorded(key: Key, applied: Applied, source: MigrationSource) -> bool:
+    """Whether a migration has run: a squashed one is recorded by what it replaces, its own row comes last."""
+    migration = source.migrations.get(key)
+    replaced = [] if migration is None else [(app_label, name) for app_label, name in migration.replaces]
+    return key in applied or (bool(replaced) and all(each in applied for each in replaced))
+
+
 def full_order(plan: Plan) -> list[Key]:
     """Every migration of the tenant's apps in the order in which an empty tenant would get them."""
     leaves = [key for key in plan.loader.graph.leaf_nodes() if key in plan.loader.graph.nodes]

@@ -60,5 +60,7 @@ def carry_out(command: ServiceCommand, run: MigrationRun, *, format: str, verbos
     if run.state == RunState.CANCELED and run.error_code == "canceled":
         left = [f"  {step.app_label}/{step.name}.py" for step in run.steps.filter(state=StepState.PENDING)]
         raise failed(run.error_code, "\n".join([f"Stopped migrating tenant '{run.tenant_id}'. Not started:", *left]))
+    if run.state == RunState.RUNNING:
+        raise failed("outcome_unknown", f"Run {run.pk} of tenant '{run.tenant_id}' is not settled: {run.waiting_cause}")
     if run.state != RunState.SUCCEEDED:
         raise failed(run.error_code, f"Migrations failed for tenant '{run.tenant_id}': {describe(run)}")

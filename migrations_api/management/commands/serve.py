@@ -54,7 +54,9 @@ def listen(host: str, port: int) -> socket.socket:
         return socket.create_server(address[:2], family=family, backlog=2048)
     except OSError as error:
         hint = "Choose another with --port, or end what listens there." if port else "Choose another --host."
-        raise CommandError(f"Cannot listen on {host} port {port}: {error.strerror}. {hint}") from error
+        # socket.gaierror numbers its reasons below zero, and knows them itself.
+        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
+        raise CommandError(f"Cannot listen on {host} port {port}: {reason}. {hint}") from error
 
 
 def web_command(descriptor: int, *, threads: int, workers: int) -> list[str]:

@@ -1,0 +1,187 @@
+"""What a question costs the control plane: as many queries for many tenants as for few; no walk through all runs."""
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
+from django.utils import timezone
+from rest_framework.test import APIClient
+
+from migrations_api.models import (
+    AppliedSet,
+    AuditEntry,
+    Coordinator,
+    IdempotencyRecord,
+    MigrationRun,
+    Rollout,
+    RunStep,
+    TenantObservation,
+)
+from migrations_api.orchestrator import fleet, observations
+from migrations_api.orchestrator.sources import source_for
+from migrations_api.rest import metrics
+from migrations_api.states import RunState, StepState
+from tenants.models import Isolation, Tenant
+
+Get = Callable[[str], Any]
+
+FEW, MANY = 12, 300
+RUNS_PER_TENANT = 10
+# Authentication, throttle and role included.
+MOST = 9
+STATES = [RunState.SUCCEEDED, RunState.FAILED, RunState.CANCELED, RunState.PARTIAL, RunState.SKIPPED]
+TENANT_QUERIES = [
+    "",
+    *[f"&isolation={isolation}" for isolation in (Isolation.SCHEMA, Isolation.DATABASE)],
+    *[f"&status={status}" for status in fleet.TenantStatus],
+    "&label=tier=free",
+    "&search=t",
+    *[f"&ordering={sign}{field}" for field in ("tenant_id", "name", "created_at") for sign in ("", "-")],
+]
+
+
+def fill(number: int) -> None:
+    """Tenants up to `number`, of every status, each with runs, steps and a look at it; a tenth as many rollouts."""
+    have = Tenant.objects.count()
+    now = timezone.now()
+    tenants = Tenant.objects.bulk_create(
+        Tenant(
+            tenant_id=f"t{index:05}",
+            name=f"Tenant {index % 7}",
+            isolation=Isolation.SCHEMA if index % 2 else Isolation.DATABASE,
+            schema_name=f"t{index}",
+            labels={"tier": "free" if index % 3 else "paid"},
+            provisioned_at=now if index % 5 else None,
+        )
+        for index in range(have, number)
+    )
+    sets = applied_sets()
+    rollouts = Rollout.objects.bulk_create(
+        Rollout(requested_via="api", state="succeeded") for _ in range((number - have) // 10)
+    )
+    runs = MigrationRun.objects.bulk_create(
+        MigrationRun(
+            tenant=tenant,
+            rollout=rollouts[place] if place < len(rollouts) else None,
+            state=STATES[(place + index) % len(STATES)],
+            error_code="migration_failed",
+            failed_step=f"orders.000{place % 3}",
+            applied_after_id=sets[place % len(sets)],
+            requested_via="api",
+            started_at=now,
+            finished_at=now + timedelta(seconds=place),
+        )
+        for place in range(RUNS_PER_TENANT)
+        for index, tenant in enumerate(tenants)
+    )
+    RunStep.objects.bulk_create(
+        RunStep(run=run, position=position, app_label="orders", name=f"000{position}", state=StepState.DONE)
+        for run in runs
+        for position in range(1, 4)
+    )
+    TenantObservation.objects.bulk_create(
+        TenantObservation(
+            tenant=tenant,
+            applied_id=sets[index % len(sets)] if index % 4 else None,
+            error_code="" if index % 4 else ["unprovisioned", "unreachable"][index % 8 // 4],
+            partial=index % 9 == 1,
+            observed_at=now,
+        )
+        for index, tenant in enumerate(tenants)
+        if index % 10 != 9
+    )
+    for index in range(have, number):
+        AuditEntry.objects.create(action="migrate_tenant", tenant_ids=[f"t{index}"], status=202, outcome="accepted")
+    IdempotencyRecord.objects.bulk_create(
+        IdempotencyRecord(actor="ci", key=f"k{index}") for index in range(have, number)
+    )
+    with connection.cursor() as cursor:
+        cursor.execute("ANALYZE")
+
+
+def applied_sets() -> list[str]:
+    """Where tenants may stand: at the start, half-way, up to date, ahead."""
+    keys = sorted(source_for(Isolation.SCHEMA).migrations)
+    return [
+        AppliedSet.store(frozenset(applied))
+        for applied in ([], keys[: len(keys) // 2], keys, [*keys, ("orders", "0099_future")])
+    ]
+
+
+@pytest.fixture
+def get(client_of: Callable[..., APIClient]) -> Get:
+    client = client_of("viewer")
+    client.get("/runs")  # writes when the token was used last
+
+    def ask(url: str) -> Any:
+        response = client.get(url)
+        assert response.status_code == 200, (url, response.content)
+        return response
+
+    return ask
+
+
+def pages(get: Get, url: str) -> Iterator[str]:
+    """The first, a middle and the last page."""
+    every = [url]
+    while following := json.loads(get(every[-1]).content)["next"]:
+        parts = urlsplit(following)
+        every.append(f"{parts.path}?{parts.query}")
+    yield from (every[0], every[len(every) // 2], every[-1])
+
+
+def urls(get: Get, size: int) -> Iterator[tuple[str, str]]:
+    """Every question, named so that it can be asked again of another fleet."""
+    run, rollout = MigrationRun.objects.order_by("pk")[3], Rollout.objects.order_by("pk")[0]
+    lists = [
+        *[f"/tenants?page_size={size}{query}" for query in TENANT_QUERIES],
+        *[f"/runs?page_size={size}{query}" for query in ("", "&state=failed", "&tenant_id=t00003")],
+        f"/rollouts?page_size={size}",
+        *[f"/rollouts/{rollout.pk}/runs?page_size={size}{query}" for query in ("", "&state=failed")],
+    ]
+    for url in lists:
+        name = re.sub(r"\d+/|page_size=\d+&?", "", url)
+        for place, page in zip(("first", "middle", "last"), pages(get, url), strict=True):
+            yield f"{name} {place}", page
+    for name, url in {
+        "tenant": "/tenants/t00003",
+        "run": f"/runs/{run.pk}",
+        "rollout": f"/rollouts/{rollout.pk}",
+        "failures": f"/rollouts/{rollout.pk}/failures",
+        "fleet": "/fleet",
+        "fleet plan": "/tenants/plan",
+        "fleet plan of a target": "/tenants/plan?app_label=users",
+        "readyz": "/readyz",
+        "metrics": "/metrics",
+    }.items():
+        yield name, url
+
+
+def counted(ask: Get, url: str) -> list[dict[str, str]]:
+    """The queries of one answer by a process that has answered nothing before."""
+    observations._places.clear()
+    metrics.cache.clear()
+    with CaptureQueriesContext(connection) as queries:
+        ask(url)
+    return queries.captured_queries
+
+
+def counts(get: Get, size: int) -> dict[str, int]:
+    return {name: len(counted(get, url)) for name, url in list(urls(get, size))}
+
+
+def test_questions__take_as_many_queries_for_many_tenants_as_for_few(db: None, get: Get) -> None:
+    Coordinator.objects.create(name="here:1", started_at=timezone.now(), seen_at=timezone.now())
+    fill(FEW)
+    few = counts(get, size=4)
+    fill(MANY)
+    many = counts(get, size=100)
+    assert many == few
+    assert {name: count for name, count in many.items() if count > MOST} == {}
+    import pprint; pprint.pprint(many)
