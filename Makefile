@@ -25,7 +25,8 @@ lint: $(VENV)/installed
 	$(VENV)/bin/lint-imports
 
 bench: $(VENV)/installed
-	$(RUN) -m benchmarks
+	$(RUN) -m benchmarks fleet
+	$(RUN) -m benchmarks reads
 
 # The newest Django 6.x needs Python 3.12: make test-django6 PYTHON=python3.13
 test-django6:

@@ -1,100 +1,26 @@
-"""python -m benchmarks [--tenants 200]: what migrating a fleet of schemas costs, and whether memory grows with it.
-
-On an embedded server of its own: a loop of stock `migrate` over some schemas, then `migratealltenants` with each
-executor over the whole fleet, from zero and with nothing to do. Prints milliseconds per tenant of whole processes,
-ratios to the loop, and the resident memory of the largest process at each quarter of the fleet.
-"""
+"""python -m benchmarks fleet [--tenants 200] | reads [--tenants 10000 --runs 100000]: speeds, printed and not asserted."""
 
 import argparse
-import os
-import subprocess
-import sys
-import tempfile
-import time
-from pathlib import Path
 
-from service.embedded_postgres import EmbeddedPostgres
-
-ROOT = Path(__file__).resolve().parent.parent
-LOOP = 10  # schemas of the loop; its cost per schema does not depend on their number
-APPS = ["examples.shop.users", "examples.shop.products", "examples.shop.orders"]
-STOCK = (
-    "import os, sys; from django.conf import settings; from django.core.management import execute_from_command_line;"
-    "import dj_database_url; database = dj_database_url.parse(os.environ['DATABASE_URL']);"
-    "database['OPTIONS']['options'] = '-c search_path=' + os.environ['SCHEMA'];"
-    f"settings.configure(DATABASES={{'default': database}}, INSTALLED_APPS={APPS!r}, USE_TZ=True,"
-    "DEFAULT_AUTO_FIELD='django.db.models.BigAutoField'); execute_from_command_line(['manage.py', 'migrate', '-v0'])"
-)
+from benchmarks import fleet, reads
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--tenants", type=int, default=200)
-    tenants: int = parser.parse_args().tenants
-    with tempfile.TemporaryDirectory() as directory:
-        server = EmbeddedPostgres(Path(directory) / "server", durable=False)
-        server.start(databases=["stock", "sequential", "parallel"])
-        try:
-            print(f"{tenants} schema tenants, {os.cpu_count()} processors; milliseconds per tenant, whole processes")
-            loop = _loop(server)
-            print(f"  stock migrate in a loop ({LOOP} schemas)       {loop:8.1f}")
-            for executor in ("sequential", "parallel"):
-                _compare(server, executor, tenants, loop)
-        finally:
-            server.destroy()
-
-
-def _loop(server: EmbeddedPostgres) -> float:
-    url = server.url("stock")
-    started = time.monotonic()
-    for number in range(LOOP):
-        schema = f"stock_{number}"
-        subprocess.run([server.bin / "psql", url, "-qc", f"CREATE SCHEMA {schema}"], check=True)
-        environment = {**os.environ, "DATABASE_URL": url, "SCHEMA": schema}
-        subprocess.run([sys.executable, "-c", STOCK], cwd=ROOT, env=environment, check=True)
-    return (time.monotonic() - started) / LOOP * 1000
-
-
-def _compare(server: EmbeddedPostgres, executor: str, tenants: int, loop: float) -> None:
-    environment = {**os.environ, "DATABASE_URL": server.url(executor), "TENANT_DATABASE_URLS": ""}
-    manage = [sys.executable, "manage.py"]
-    subprocess.run([*manage, "migrate", "-v0"], cwd=ROOT, env=environment, check=True)
-    create = (
-        "from tenants.provisioning import create_tenant\n"
-        f"for n in range({tenants}): create_tenant(tenant_id=f't{{n}}', name='', isolation='schema', database='default')"
-    )
-    subprocess.run([*manage, "shell", "-v0", "-c", create], cwd=ROOT, env=environment, check=True)
-    for case in ("from zero", "nothing to do"):
-        cost, memory = _measure([*manage, "migratealltenants", f"--executor={executor}"], environment, tenants)
-        at = ", ".join(f"{size} MiB" for size in memory)
-        print(f"  migratealltenants, {executor}, {case:<13} {cost:8.1f}  {loop / cost:5.1f} x  memory: {at}")
-
-
-def _measure(command: list[str], environment: dict[str, str], tenants: int) -> tuple[float, list[int]]:
-    """Milliseconds per tenant, and MiB of the largest process after each quarter of the fleet."""
-    started = time.monotonic()
-    memory: list[int] = []
-    done = 0
-    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if line.startswith("✓ Tenant"):
-                done += 1
-                if done % max(tenants // 4, 1) == 0:
-                    memory.append(_largest(process.pid))
-    if process.returncode:
-        raise subprocess.CalledProcessError(process.returncode, command)
-    return (time.monotonic() - started) / tenants * 1000, memory
-
-
-def _largest(pid: int) -> int:
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return max(_resident(each) for each in [str(pid), *children])
-
-
-def _resident(pid: str) -> int:
-    status = Path(f"/proc/{pid}/status").read_text()
-    return int(status.split("VmRSS:")[1].split()[0]) // 1024
+    parser = argparse.ArgumentParser(prog="python -m benchmarks")
+    benchmarks = parser.add_subparsers(dest="benchmark", required=True)
+    of_fleet = benchmarks.add_parser("fleet", help=fleet.__doc__.splitlines()[0], description=fleet.__doc__)
+    of_fleet.add_argument("--tenants", type=int, default=200)
+    of_fleet.set_defaults(measure=fleet.measure)
+    of_reads = benchmarks.add_parser("reads", help=reads.__doc__.splitlines()[0], description=reads.__doc__)
+    of_reads.add_argument("--tenants", type=int, default=10_000)
+    of_reads.add_argument("--runs", type=int, default=100_000)
+    of_reads.add_argument("--migrated", type=int, default=100, help="Real schemas that migrate-all goes over.")
+    of_reads.add_argument("--clients", type=int, default=4)
+    of_reads.add_argument("--seconds", type=float, default=20, help="How long to ask while nothing else goes on.")
+    of_reads.set_defaults(measure=reads.measure)
+    options = vars(parser.parse_args())
+    del options["benchmark"]
+    options.pop("measure")(**options)
 
 
 if __name__ == "__main__":

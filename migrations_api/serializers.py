@@ -1,10 +1,11 @@
 """What clients and `--format json` see of tenants, plans, runs and rollouts, and what they may send."""
 
+import re
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from django.db import DEFAULT_DB_ALIAS
-from drf_spectacular.utils import extend_schema_field
+from drf_spectacular.utils import extend_schema_field, extend_schema_serializer
 from rest_framework import serializers
 
 from migrations_api.models import MigrationRun, Rollout, RunStep
@@ -25,6 +26,8 @@ class StrictSerializer(serializers.Serializer[Any]):
         return super().to_internal_value(data)
 
 
+RISK_KINDS = [(kind.value, kind.value) for kind in RiskKind]
+LABEL_KEY = re.compile("[^=]{1,63}")
 STATUSES = [(status.value, status.value) for status in TenantStatus]
 
 
@@ -76,7 +79,7 @@ class TenantSerializer(serializers.ModelSerializer[Tenant]):
 
 
 class RiskSerializer(serializers.Serializer[Any]):
-    kind = serializers.ChoiceField(choices=[(kind.value, kind.value) for kind in RiskKind])
+    kind = serializers.ChoiceField(choices=RISK_KINDS)
     operation = serializers.CharField()
     reason = serializers.CharField()
 
@@ -254,36 +257,74 @@ class FleetSerializer(serializers.Serializer[Any]):
     oldest_observation = serializers.DateTimeField(allow_null=True)
 
 
+class TextField(serializers.CharField):
+    """A JSON string as it stands: a number is not text, and spaces around an id are not meant to be there."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**{"trim_whitespace": False, **kwargs})
+
+    def to_internal_value(self, data: Any) -> str:
+        if not isinstance(data, str):
+            self.fail("invalid")
+        return super().to_internal_value(data)
+
+
+class FlagField(serializers.BooleanField):
+    """true or false, and none of the words that a form would take for them."""
+
+    def to_internal_value(self, data: Any) -> bool:
+        if not isinstance(data, bool):
+            self.fail("invalid", input=data)
+        return data
+
+
+class QueryFlagField(serializers.BooleanField):
+    def to_internal_value(self, data: Any) -> bool:
+        if data not in {"true", "false"}:
+            self.fail("invalid", input=data)
+        return bool(data == "true")
+
+
 class LabelsField(serializers.DictField):
-    child = serializers.CharField(max_length=255, allow_blank=True)
+    child = TextField(max_length=255, allow_blank=True)
+
+    def to_internal_value(self, data: Any) -> Any:
+        labels = super().to_internal_value(data)
+        if wrong := [key for key in labels if not LABEL_KEY.fullmatch(key)]:
+            message = "A label's key takes 1 to 63 characters without '='."
+            raise serializers.ValidationError({key: [message] for key in wrong})
+        return labels
 
 
+@extend_schema_serializer(component_name="CreateTenant")
 class CreateTenantRequestSerializer(StrictSerializer):
-    tenant_id = serializers.CharField(max_length=63)
-    name = serializers.CharField(max_length=200, required=False, default="")
+    tenant_id = TextField(max_length=63)
+    name = TextField(max_length=200, required=False, default="")
     isolation = serializers.ChoiceField(choices=Isolation.choices)
-    database = serializers.CharField(max_length=63, required=False, default=DEFAULT_DB_ALIAS)
+    database = TextField(max_length=63, required=False, default=DEFAULT_DB_ALIAS)
     labels = LabelsField(required=False, default=dict)
-    provision = serializers.BooleanField(
+    provision = FlagField(
         required=False,
         default=True,
         help_text="Create the schema or database; otherwise the tenant is only registered.",
     )
 
 
+@extend_schema_serializer(component_name="UpdateTenant")
 class UpdateTenantRequestSerializer(StrictSerializer):
-    name = serializers.CharField(max_length=200, required=False)
+    name = TextField(max_length=200, required=False)
     labels = LabelsField(required=False)
 
 
+@extend_schema_serializer(component_name="Migrate")
 class MigrateRequestSerializer(StrictSerializer):
-    app_label = serializers.CharField(max_length=255, required=False, default="")
-    migration_name = serializers.CharField(max_length=255, required=False, default="")
-    fake = serializers.BooleanField(required=False, default=False)
-    fake_initial = serializers.BooleanField(required=False, default=False)
-    run_syncdb = serializers.BooleanField(required=False, default=False)
-    prune = serializers.BooleanField(required=False, default=False)
-    confirm = serializers.CharField(
+    app_label = TextField(max_length=255, required=False, default="")
+    migration_name = TextField(max_length=255, required=False, default="")
+    fake = FlagField(required=False, default=False)
+    fake_initial = FlagField(required=False, default=False)
+    run_syncdb = FlagField(required=False, default=False)
+    prune = FlagField(required=False, default=False)
+    confirm = TextField(
         max_length=63,
         required=False,
         default="",
@@ -291,6 +332,7 @@ class MigrateRequestSerializer(StrictSerializer):
     )
 
 
+@extend_schema_serializer(component_name="MigrateAll")
 class MigrateAllRequestSerializer(MigrateRequestSerializer):
     isolation = serializers.ChoiceField(
         choices=Isolation.choices, required=False, allow_null=True, default=None, help_text="Only tenants of this kind."
@@ -329,7 +371,7 @@ class TargetQuerySerializer(serializers.Serializer[Any]):
 
 
 class DeleteTenantQuerySerializer(serializers.Serializer[Any]):
-    drop = serializers.BooleanField(required=False, default=False, help_text="Drop the schema or database as well.")
+    drop = QueryFlagField(required=False, default=False, help_text="Drop the schema or database as well.")
     confirm = serializers.CharField(required=False, default="", help_text="The tenant id once more, for drop.")
 
 

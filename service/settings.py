@@ -76,8 +76,8 @@ DEBUG = env_bool("DEBUG", default=False)
 ALLOWED_HOSTS = env_list("ALLOWED_HOSTS", ["localhost", "127.0.0.1", "[::1]"])
 # Proxies in front of the service that append to X-Forwarded-For; without any, the header is whatever a client says.
 TRUSTED_PROXIES = env_int("TRUSTED_PROXIES", default=0)
-# A key of this process alone signs nothing that has to outlive it; `check --deploy` asks for a real one.
-SECRET_KEY = env_str("SECRET_KEY") or get_random_secret_key()
+# A key of this process alone signs nothing that has to outlive it; for its prefix, `check --deploy` asks for a real one.
+SECRET_KEY = env_str("SECRET_KEY") or f"django-insecure-{get_random_secret_key()}"
 
 DATABASE_URL = env_str("DATABASE_URL")
 EMBEDDED_POSTGRES = None
@@ -92,6 +92,15 @@ if not DATABASE_URL:
     DATABASE_URL = EMBEDDED_POSTGRES.url("control_plane")
     TENANT_DATABASES.setdefault("shop", database_settings("shop", EMBEDDED_POSTGRES.url("shop")))
 DATABASES = {"default": database_settings("default", DATABASE_URL)}
+
+# Callers come by HTTPS, but for a machine of one's own: there the embedded server, or DEBUG, says so.
+HTTPS = env_bool("HTTPS", default=not DEBUG and EMBEDDED_POSTGRES is None)
+SECURE_SSL_REDIRECT = SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = HTTPS
+# Whoever watches a service behind a proxy does not go through the proxy.
+SECURE_REDIRECT_EXEMPT = [r"^(healthz|readyz|metrics)$"]
+SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https") if TRUSTED_PROXIES else None
+SECURE_HSTS_SECONDS = env_int("HSTS_SECONDS", default=30 * 24 * 3600) if HTTPS else 0
+SECURE_HSTS_INCLUDE_SUBDOMAINS = SECURE_HSTS_PRELOAD = HTTPS
 DATABASE_ROUTERS = ["tenants.router.TenantRouter"]
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
@@ -124,6 +133,7 @@ APPEND_SLASH = False
 MIDDLEWARE = [
     "service.middleware.RequestIdMiddleware",
     "django.middleware.security.SecurityMiddleware",
+    "whitenoise.middleware.WhiteNoiseMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.middleware.common.CommonMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",
@@ -145,7 +155,10 @@ TEMPLATES = [
     }
 ]
 STATIC_URL = "static/"
-STATIC_ROOT = BASE_DIR / "var" / "static"
+# Set where `collectstatic` has been run; otherwise the files are served from the packages that have them.
+STATIC_ROOT = env_str("STATIC_ROOT") or None
+WHITENOISE_USE_FINDERS = STATIC_ROOT is None
+WHITENOISE_ALLOW_ALL_ORIGINS = False
 
 LOGGING = logging_config(human=DEBUG or sys.stderr.isatty())
 
@@ -160,14 +173,16 @@ SPECTACULAR_SETTINGS = {
     "OAS_VERSION": "3.1.1",
     "LICENSE": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
     "SERVE_INCLUDE_SCHEMA": False,
-    "SERVE_PERMISSIONS": ["rest_framework.permissions.AllowAny"],
     "COMPONENT_SPLIT_REQUEST": True,
+    "COMPONENT_SPLIT_PATCH": False,
     "COMPONENT_NO_READ_ONLY_REQUIRED": False,
     "SCHEMA_PATH_PREFIX": "",
     "SORT_OPERATIONS": False,
+    "ENUM_GENERATE_CHOICE_DESCRIPTION": False,
     "ENUM_ADD_EXPLICIT_BLANK_NULL_CHOICE": False,
     "ENUM_NAME_OVERRIDES": {
         "IsolationEnum": "tenants.models.Isolation.choices",
+        "RiskKindEnum": "migrations_api.serializers.RISK_KINDS",
         "RunStateEnum": "migrations_api.states.RunState.choices",
         "RolloutStateEnum": "migrations_api.states.RolloutState.choices",
         "TenantStatusEnum": "migrations_api.serializers.STATUSES",
@@ -176,11 +191,13 @@ SPECTACULAR_SETTINGS = {
     },
     "POSTPROCESSING_HOOKS": [
         "drf_spectacular.hooks.postprocess_schema_enums",
-        "migrations_api.rest.docs.problems_as_problem_json",
+        "migrations_api.rest.docs.shared_problems",
+        "migrations_api.rest.docs.with_health",
     ],
+    # Without a null, the page asks validator.swagger.io for a badge.
+    "SWAGGER_UI_SETTINGS": {"deepLinking": True, "validatorUrl": None},
     "SWAGGER_UI_DIST": "SIDECAR",
     "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
-    "REDOC_DIST": "SIDECAR",
 }
 
 # Throttles are counted here. More entries than Django's 300, or many clients would push out each other's counts.

@@ -43,10 +43,17 @@ class Conf:
     read_concurrency: int = 8
     # How old the stored picture of a tenant may be before the coordinator looks again.
     observe_every: float = 60
+    # While so many runs that the API asked for have not been started, it takes on no more.
+    max_pending_runs: int = 20_000
+    # How long the answer to a POST is kept for whoever sends its Idempotency-Key again.
+    idempotency_ttl: float = 86_400
 
     def __post_init__(self) -> None:
-        for name in ("max_concurrency", "tenants_per_worker", "attempts", "read_batch", "read_concurrency"):
+        whole = ("max_concurrency", "tenants_per_worker", "attempts", "read_batch", "read_concurrency")
+        for name in (*whole, "max_pending_runs"):
             _require(name, getattr(self, name), whole=True, minimum=1)
+        # A key is taken for as long as its request may run, which is taken to be an hour.
+        _require("idempotency_ttl", self.idempotency_ttl, whole=False, minimum=3600)
         for name in ("connect_timeout", "lease", "heartbeat", "backoff", "observe_every"):
             _require(name, getattr(self, name), whole=False, minimum=0.001)
         for name in ("lock_timeout", "statement_timeout", "lock_wait"):

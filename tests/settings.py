@@ -18,6 +18,7 @@ if not os.environ.get("DATABASE_URL"):
     os.environ["DATABASE_URL"] = TEST_SERVER.url("postgres")
 os.environ["TENANT_DATABASE_URLS"] = ""
 os.environ.setdefault("SECRET_KEY", "only-for-tests")
+os.environ["HTTPS"] = "false"
 
 from service.settings import *  # noqa: E402, F403
 from service.settings import DATABASES, REST_FRAMEWORK  # noqa: E402
@@ -29,6 +30,8 @@ TENANT_DATABASE_TEMPLATE = "{tenant_id}_" + SUFFIX + "_db"
 # What a tenant's session waits for is what a test waits for.
 TENANT_MIGRATIONS = {"lock_wait": 0.5, "backoff": 0.05, "attempts": 2}
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
+# Each test client loads the middleware; it is not to look at every static file each time.
+WHITENOISE_AUTOREFRESH = True
 # The cache outlives a test; one that is about throttles sets its own rates.
 REST_FRAMEWORK = {
     **REST_FRAMEWORK,

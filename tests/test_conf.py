@@ -33,7 +33,10 @@ def test_conf__unknown_keys_are_named_beside_the_known(settings: Any) -> None:
         load_conf()
 
 
-@pytest.mark.parametrize("key", ["max_concurrency", "tenants_per_worker", "attempts", "read_batch", "read_concurrency"])
+@pytest.mark.parametrize(
+    "key",
+    ["max_concurrency", "tenants_per_worker", "attempts", "read_batch", "read_concurrency", "max_pending_runs"],
+)
 @pytest.mark.parametrize("value", [0, -1, 1.5, 2.0, True, "4", None, [1]])
 def test_conf__counts_are_whole_numbers_from_1(settings: Any, key: str, value: object) -> None:
     settings.TENANT_MIGRATIONS = {key: value}
@@ -55,6 +58,13 @@ def test_conf__times_are_numbers_of_seconds(settings: Any, key: str, value: obje
 def test_conf__some_times_cannot_be_0(settings: Any, key: str) -> None:
     settings.TENANT_MIGRATIONS = {key: 0}
     with pytest.raises(ValueError, match=f"'{key}' is 0"):
+        load_conf()
+
+
+@pytest.mark.parametrize("value", [0, 3599.9, True, "86400", None, float("inf")])
+def test_conf__idempotency_keys_are_kept_for_an_hour_or_longer(settings: Any, value: object) -> None:
+    settings.TENANT_MIGRATIONS = {"idempotency_ttl": value}
+    with pytest.raises(ValueError, match="^'idempotency_ttl' is .*; it takes a number of at least 3600\\.$"):
         load_conf()
 
 

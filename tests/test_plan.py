@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
+import django
 import pytest
 from django.db.migrations.exceptions import InconsistentMigrationHistory, NodeNotFoundError
 from django.db.migrations.executor import MigrationExecutor
@@ -183,8 +184,11 @@ def test_plan__of_a_squashed_migration_whose_parts_are_gone(broken: Choose) -> N
 def test_plan__of_a_replaced_migration_that_the_tenant_does_not_have(broken: Choose) -> None:
     broken(products="products_squashed")
     check_target(source_for(Isolation.SCHEMA), Target(app_label="products", migration_name="0003"))
-    with pytest.raises(exceptions.UnknownMigration, match=r"0003_price_check is replaced by products\.0001_squashed"):
-        plan_from((), "products", "0003")
+    if django.VERSION >= (6, 1):
+        assert len(steps(plan_from((), "products", "0003"))) == 3
+    else:
+        with pytest.raises(exceptions.UnknownMigration, match=r"0003_price_check is replaced by products\.0001_squash"):
+            plan_from((), "products", "0003")
     assert len(steps(plan_from(REPLACED, "products", "0003"))) == 2
 
 

@@ -3,12 +3,14 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from inspect import signature
+from typing import Any, Final
 
 from django.db import Error as DatabaseError
 from django.db import transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.base.schema import BaseDatabaseSchemaEditor
+from django.db.migrations.executor import MigrationExecutor
 from django.db.migrations.migration import Migration
 from django.db.migrations.state import ProjectState
 
@@ -17,6 +19,8 @@ from migrations_api.executor.outcome import Observer, StepResult, StopRequested
 from migrations_api.plan import Plan, Planner, Step
 from tenants.driver_errors import sqlstate
 from tenants.exceptions import ServerError
+
+_RECORD_PARAMETERS: Final = signature(MigrationExecutor.record_migration).parameters
 
 
 class TenantMigrator(Planner):
@@ -83,8 +87,11 @@ class TenantMigrator(Planner):
         record(migration)
 
     def _record(self, migration: Migration) -> None:
-        for app_label, name in migration.replaces or [(migration.app_label, migration.name)]:
-            self.recorder.record_applied(app_label, name)
+        # Newer Djangos record a squashed migration beside what it replaces, 5.2 at the end of the run.
+        if "app_label" in _RECORD_PARAMETERS:
+            self.record_migration(migration.app_label, migration.name)
+        else:
+            self.record_migration(migration)  # type: ignore[call-arg, arg-type]  # the signature of 5.2
 
     def _forget(self, migration: Migration) -> None:
         for app_label, name in migration.replaces:

@@ -108,8 +108,11 @@ class MigrationRunQuerySet(models.QuerySet["MigrationRun"]):
 class MigrationRun(models.Model):
     """One tenant, one attempt to carry out a plan; kept when the tenant is forgotten."""
 
-    tenant = models.ForeignKey(Tenant, on_delete=models.DO_NOTHING, db_constraint=False, related_name="runs")
-    rollout = models.ForeignKey(Rollout, on_delete=models.PROTECT, null=True, related_name="runs")
+    # No index of their own: those below begin with them.
+    tenant = models.ForeignKey(
+        Tenant, on_delete=models.DO_NOTHING, db_constraint=False, db_index=False, related_name="runs"
+    )
+    rollout = models.ForeignKey(Rollout, on_delete=models.PROTECT, null=True, db_index=False, related_name="runs")
     wave = models.PositiveIntegerField(default=0)
     state = models.CharField(max_length=9, choices=RunState, default=RunState.PENDING)
     waiting_cause = models.CharField(max_length=500, blank=True)
@@ -148,6 +151,8 @@ class MigrationRun(models.Model):
         ]
         indexes: ClassVar = [
             models.Index(fields=["tenant", "-id"], name="run_by_tenant"),
+            models.Index(fields=["state", "-id"], name="run_by_state"),
+            models.Index(fields=["rollout", "id"], name="run_by_rollout"),
             models.Index(fields=["rollout", "state", "wave"], name="run_by_rollout_state"),
             models.Index(
                 fields=["lease_expires_at"], condition=Q(state__in=sorted(ACTIVE_RUN_STATES)), name="run_by_lease"
@@ -165,7 +170,8 @@ class MigrationRun(models.Model):
 class RunStep(models.Model):
     """One step of a run's plan. `running` in a run that has ended is where its worker stopped."""
 
-    run = models.ForeignKey(MigrationRun, on_delete=models.CASCADE, related_name="steps")
+    # The constraint's index begins with it.
+    run = models.ForeignKey(MigrationRun, on_delete=models.CASCADE, db_index=False, related_name="steps")
     position = models.PositiveIntegerField()
     app_label = models.CharField(max_length=255)
     name = models.CharField(max_length=255)

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Collection
 
+from django.db import transaction
 from django.db.models import Q
 from django.db.models.functions import Now
 
@@ -76,16 +77,18 @@ def _settle(run: MigrationRun) -> None:
             else "The tenant stands between two steps."
         ),
     )
-    settled = MigrationRun.objects.held_by(run.pk, run.attempt).transition(
-        "leave_partial" if partial else "fail",
-        attempt=run.attempt + 1,
-        finished_at=Now(),
-        lease_expires_at=None,
-        applied_after_id=AppliedSet.store(applied),
-        **failure_values(failure),
-    )
+    with transaction.atomic():
+        settled = MigrationRun.objects.held_by(run.pk, run.attempt).transition(
+            "leave_partial" if partial else "fail",
+            attempt=run.attempt + 1,
+            finished_at=Now(),
+            lease_expires_at=None,
+            applied_after_id=AppliedSet.store(applied),
+            **failure_values(failure),
+        )
+        if settled:
+            observations.after_run(run.tenant_id, applied, partial=partial)
     if settled:
-        observations.after_run(run.tenant_id, applied, partial=partial)
         logger.warning("run %s of tenant %s lost its worker and was settled", run.pk, run.tenant_id)
 
 

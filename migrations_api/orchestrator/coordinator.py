@@ -22,7 +22,7 @@ from django.db.models.functions import Now
 from migrations_api.dispatch.base import ShouldStop
 from migrations_api.events import Event, RunEnded, RunStarted
 from migrations_api.models import Coordinator, MigrationRun, RequestedVia, Rollout
-from migrations_api.orchestrator import observations
+from migrations_api.orchestrator import expiry, observations
 from migrations_api.orchestrator.abandoned import settle_abandoned
 from migrations_api.orchestrator.endings import finish_if_done
 from migrations_api.orchestrator.rollouts import POLL, advance, carry_out, dispatcher_for
@@ -41,6 +41,7 @@ KEEPALIVE_SQL = """
            set_config('tcp_keepalives_count', '3', false), set_config('idle_session_timeout', '0', false)
 """
 SETTLE_EVERY: Final = 5.0  # seconds
+PURGE_EVERY: Final = 60.0  # seconds
 FORGET_AFTER: Final = timedelta(days=1)
 
 _context = get_context("fork")
@@ -219,6 +220,7 @@ def _lead(beat: Heartbeat, should_stop: ShouldStop) -> None:
             is_due=lambda: bool(observations.due(conf.observe_every).exists()),
             every=min(SETTLE_EVERY, conf.observe_every),
         ),
+        Chore(expiry.purge, is_due=lambda: bool(expiry.expired_keys().exists()), every=PURGE_EVERY),
     ]
 
     def choose(limit: int, held: frozenset[int]) -> list[int]:

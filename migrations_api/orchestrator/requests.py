@@ -1,19 +1,21 @@
 """What a caller asks for becomes rows; nothing is carried out here."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 
-from django.db import IntegrityError, transaction
+from django.db import transaction
 from django.utils import timezone
 
-from migrations_api.exceptions import InvalidOptions, RunActive, UnloadableMigrations
+from migrations_api.exceptions import InvalidOptions, PlanChanged, RunActive, TooManyRuns, UnloadableMigrations
 from migrations_api.executor import Options
 from migrations_api.models import MigrationRun, RequestedVia, Rollout
 from migrations_api.orchestrator.abandoned import settle_abandoned
+from migrations_api.orchestrator.fleet import plan_for
 from migrations_api.orchestrator.sources import source_for
 from migrations_api.plan import Target, check_target
+from migrations_api.states import RunState
 from tenants.app_sets import tenant_app_labels
 from tenants.conf import load_conf
 from tenants.exceptions import TenantNotFound
@@ -41,33 +43,58 @@ def get_tenant(tenant_id: str) -> Tenant:
 def forget(tenant: Tenant, *, drop: bool) -> None:
     """Forget a tenant that has no unfinished run; raises RunActive, or what forget_tenant() does."""
     settle_abandoned([tenant.tenant_id])
-    if active := MigrationRun.objects.active().filter(tenant=tenant).first():
-        raise RunActive(tenant.tenant_id, active.pk)
-    forget_tenant(tenant, drop=drop)
+    with transaction.atomic():
+        _keep([tenant])
+        if active := MigrationRun.objects.active().filter(tenant=tenant).first():
+            raise RunActive(tenant.tenant_id, active.pk)
+        forget_tenant(tenant, drop=drop)
+
+
+def _keep(tenants: Sequence[Tenant]) -> set[str]:
+    """Lock the tenants' rows until the transaction ends: none is forgotten while it gets a run; returns who is left."""
+    rows = Tenant.objects.select_for_update(no_key=True).filter(pk__in=[tenant.pk for tenant in tenants])
+    return set(rows.order_by("pk").values_list("pk", flat=True))
+
+
+def require_plan(tenant: Tenant, target: Target, digest: str) -> None:
+    """Raise PlanChanged unless the tenant's plan is the one of that digest, or why it cannot be read."""
+    plan = plan_for(tenant, target)
+    if plan.digest != digest:
+        raise PlanChanged(tenant.tenant_id, plan.digest)
 
 
 def request_run(
     tenant: Tenant, request: Request, *, expected_digest: str = "", retry_of: MigrationRun | None = None
 ) -> MigrationRun:
-    """A pending run; raises RunActive when the tenant has one that is not finished, or InvalidOptions."""
+    """A pending run; raises RunActive when the tenant has one that is not finished, InvalidOptions or TooManyRuns."""
     _check_options(request)
     _check_target(tenant.isolation, request.target)
-    settle_abandoned([tenant.tenant_id])
-    try:
-        with transaction.atomic():
-            run = _run(tenant, request)
-            run.expected_digest = expected_digest
-            run.retry_of = retry_of
-            if request.via == RequestedVia.COMMAND:
-                # The command carries it out itself; a coordinator waits for what the API asked for, however long.
-                run.lease_expires_at = timezone.now() + timedelta(seconds=load_conf().lease)
-            run.save(force_insert=True)
-    except IntegrityError as error:
-        active = MigrationRun.objects.active().filter(tenant=tenant).first()
-        if active is None:
-            raise
-        raise RunActive(tenant.tenant_id, active.pk) from error
+    _prepare(request, [tenant.tenant_id])
+    with transaction.atomic():
+        if not _keep([tenant]):
+            raise TenantNotFound(tenant.tenant_id)
+        # Under the tenant's lock only a run's end can come in between; the constraint holds whoever forgets the lock.
+        if active := MigrationRun.objects.active().filter(tenant=tenant).first():
+            raise RunActive(tenant.tenant_id, active.pk)
+        run = _run(tenant, request)
+        run.expected_digest = expected_digest
+        run.retry_of = retry_of
+        if request.via == RequestedVia.COMMAND:
+            # The command carries it out itself; a coordinator waits for what the API asked for, however long.
+            run.lease_expires_at = timezone.now() + timedelta(seconds=load_conf().lease)
+        run.save(force_insert=True)
     return run
+
+
+def _prepare(request: Request, tenant_ids: Collection[str] | None = None) -> None:
+    """Settle what dead workers left; for the API that is the coordinator's, so that no tenant's outage is waited for."""
+    if request.via == RequestedVia.COMMAND:
+        settle_abandoned(tenant_ids)
+        return
+    limit = load_conf().max_pending_runs
+    waiting = MigrationRun.objects.filter(state=RunState.PENDING, requested_via=RequestedVia.API)
+    if waiting.order_by()[:limit].count() >= limit:
+        raise TooManyRuns
 
 
 def request_rollout(
@@ -76,12 +103,14 @@ def request_rollout(
     """A rollout with a pending run for each tenant, shared ones in the first wave, the rest in the order of their ids.
 
     Tenants that have an unfinished run are left out and returned. A target has to exist for at least one kind of tenant
-    and reaches only the kinds for which it does. Raises InvalidOptions or PlanError.
+    and reaches only the kinds for which it does. Raises InvalidOptions, PlanError or TooManyRuns.
     """
     _check_options(request)
     chosen = _concerned(sorted(tenants, key=lambda tenant: tenant.tenant_id), request.target)
-    settle_abandoned()
+    _prepare(request)
     with transaction.atomic():
+        left = _keep(chosen)
+        chosen = [tenant for tenant in chosen if tenant.pk in left]
         rollout = Rollout.objects.create(on_error=on_error, requested_by=request.by, **_asked(request))
         runs = [_run(tenant, request, rollout) for tenant in chosen]
         MigrationRun.objects.bulk_create(runs, batch_size=1000, ignore_conflicts=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from django.apps import apps
-from django.db.migrations.exceptions import AmbiguityError
+from django.db.migrations.exceptions import AmbiguityError, NodeNotFoundError
 from django.db.migrations.executor import MigrationExecutor
 from django.db.migrations.loader import MigrationLoader
 from django.db.migrations.migration import Migration
@@ -122,8 +122,7 @@ def make_plan(source: MigrationSource, applied: Applied, target: Target) -> Plan
     _check_history(loader, own | source.outside_keys)
     _check_conflicts(loader)
     nodes = _resolve(loader, source, target)
-    _check_replaced(loader, nodes)
-    migrations = tuple((node, backwards) for node, backwards in Planner(loader).migration_plan(list(nodes)))
+    migrations = _migration_plan(loader, nodes)
     steps = tuple(_step(migration, source, backwards=backwards) for migration, backwards in migrations)
     return Plan(
         target=target,
@@ -198,6 +197,22 @@ def _step(migration: Migration, source: MigrationSource, *, backwards: bool) -> 
     )
 
 
+def _migration_plan(
+    loader: TenantLoader, nodes: tuple[tuple[str, str | None], ...]
+) -> tuple[tuple[Migration, bool], ...]:
+    try:
+        return tuple((migration, backwards) for migration, backwards in Planner(loader).migration_plan(list(nodes)))
+    except NodeNotFoundError as error:
+        # Before Django 6, a replaced migration is a target only for tenants that have it.
+        squashed = sorted(
+            f"{app}.{by}" for (app, by), each in loader.replacements.items() if error.node in each.replaces
+        )
+        name = ".".join(error.node)
+        raise exceptions.UnknownMigration(
+            f"Migration {name} is replaced by {', '.join(squashed)}; choose that one."
+        ) from error
+
+
 def _due_replacements(loader: TenantLoader, applied: Applied) -> tuple[Key, ...]:
     return tuple(
         sorted(
@@ -257,19 +272,6 @@ def _check_app(loader: TenantLoader, source: MigrationSource, app_label: str) ->
         raise exceptions.UnknownApp(f"App '{app_label}' {reason}; choose from: {known}.")
     if app_label not in loader.migrated_apps:
         raise exceptions.AppWithoutMigrations(f"App '{app_label}' does not have migrations.")
-
-
-def _check_replaced(loader: TenantLoader, nodes: tuple[tuple[str, str | None], ...]) -> None:
-    """A replaced migration is a target only for tenants that have it; Django has no node for it otherwise."""
-    for app_label, name in nodes:
-        if name is None or (app_label, name) in loader.graph.nodes or (app_label, name) in loader.applied_migrations:
-            continue
-        squashed = [
-            f"{app}.{by}" for (app, by), each in loader.replacements.items() if (app_label, name) in each.replaces
-        ]
-        raise exceptions.UnknownMigration(
-            f"Migration {app_label}.{name} is replaced by {', '.join(sorted(squashed))}; choose that one."
-        )
 
 
 def _find(loader: TenantLoader, app_label: str, prefix: str) -> tuple[str, str | None]:

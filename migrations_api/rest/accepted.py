@@ -1,6 +1,7 @@
 """202 answers: where to follow what was accepted, and the wait that the caller asked for."""
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 from django.db.models import Model
@@ -33,12 +34,13 @@ def _accepted(request: Request, data: Any, location: str) -> Response:
     return Response(data, status=status.HTTP_202_ACCEPTED, headers=headers)
 
 
-def waited(request: Request, response: Response) -> Response:
-    """The response once more, as things stand when the run or rollout has ended or `Prefer: wait` is over.
+def waited(request: Request, accept: Callable[..., Response], **arguments: Any) -> Response:
+    """What `accept` answers, as things stand when the run or rollout has ended or `Prefer: wait` is over.
 
-    Called after the transaction that accepted it: before that no coordinator sees the row.
+    `accept` ends its transaction itself: before that no coordinator sees the row.
     """
     seconds = requested_wait(request)
+    response = accept(request, **arguments)
     if not seconds or response.status_code != status.HTTP_202_ACCEPTED:
         return response
     is_run = "tenant_id" in response.data

@@ -1,7 +1,8 @@
 """What every view has in common: strict input, JSON only, problems as errors, an audit row for each change."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import IO, Any, ClassVar, NoReturn, TypeVar, cast
 
 from django.http import HttpRequest
@@ -25,6 +26,11 @@ from tenants.models import Tenant
 S = TypeVar("S", bound=serializers.BaseSerializer[Any])
 
 MAX_BODY = 1_000_000  # bytes; a selector with 10,000 tenant ids fits
+MAX_DEPTH = 32
+MAX_DIGITS = 1000
+NESTED = "The JSON is nested too deeply."
+UNSTORABLE = "A NUL character or a lone surrogate is not text."
+_UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 
 
 class StrictJSONParser(BaseParser):
@@ -39,15 +45,52 @@ class StrictJSONParser(BaseParser):
         if len(data) > MAX_BODY:
             raise problems.Problem(413, "too_large", f"The body may have {MAX_BODY:,} bytes.")
         try:
-            return json.loads(data.decode(), parse_constant=_no_constant)
+            found = json.loads(
+                data.decode(), parse_constant=_no_constant, object_pairs_hook=_object, parse_int=_integer
+            )
         except RecursionError as error:
-            raise ParseError("The JSON is nested too deeply.") from error
+            raise ParseError(NESTED) from error
         except ValueError as error:
-            raise ParseError(f"The body is not JSON: {error}") from error
+            raise ParseError(f"The body is not JSON: {error}.") from error
+        if mistakes := list(_unfit(found)):
+            raise problems.invalid(mistakes)
+        return found
 
 
 def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no JSON value")
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > MAX_DIGITS:
+        raise ValueError(f"a number has more than {MAX_DIGITS} digits")
+    return int(digits)
+
+
+def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """Of two members with one name, parsers disagree about which one counts (RFC 8259, section 4)."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("an object has a name twice")
+    return found
+
+
+def _unfit(found: Any) -> Iterator[dict[str, str]]:
+    """The strings that PostgreSQL cannot store, each with its place; raises ParseError for what nests too deeply."""
+    waiting = [("", found, 0)]
+    while waiting:
+        pointer, value, depth = waiting.pop()
+        if depth > MAX_DEPTH:
+            raise ParseError(NESTED)
+        if isinstance(value, str) and _UNSTORABLE.search(value):
+            yield {"pointer": pointer, "code": "invalid", "detail": UNSTORABLE}
+        elif isinstance(value, list):
+            waiting += [(f"{pointer}/{index}", inner, depth + 1) for index, inner in enumerate(value)]
+        elif isinstance(value, dict):
+            if any(_UNSTORABLE.search(name) for name in value):
+                yield {"pointer": pointer, "code": "invalid", "detail": UNSTORABLE}
+                continue
+            waiting += [(problems.pointer(pointer, name), inner, depth + 1) for name, inner in value.items()]
 
 
 class ProblemRenderer(JSONRenderer):
@@ -125,7 +168,8 @@ class ServiceView(ThrottleFirst, APIView):
         return get_tenant(self.kwargs["tenant_id"])
 
     def _validated_query(self, request: Request) -> Mapping[str, Any]:
-        declared = self.query_serializers.get(request.method or "", serializers.Serializer)
+        method = "GET" if request.method == "HEAD" else request.method or ""
+        declared = self.query_serializers.get(method, serializers.Serializer)
         many = {name for name, field in declared().fields.items() if isinstance(field, serializers.ListField)}
         given: dict[str, Any] = {}
         for name, values in request.query_params.lists():

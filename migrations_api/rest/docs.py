@@ -1,13 +1,15 @@
 """What the OpenAPI schema says beyond what the code shows: ids, errors, headers."""
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import cache
 from typing import Any, Final
 
+from drf_spectacular.generators import SchemaGenerator
 from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import OpenApiExample, OpenApiParameter, OpenApiResponse, extend_schema
 from rest_framework import serializers
 
-from migrations_api.rest.problems import MEDIA_TYPE, problem
+from migrations_api.rest.problems import MEDIA_TYPE, SERVER_ERROR, problem
 
 
 class ProblemErrorSerializer(serializers.Serializer[Any]):
@@ -46,27 +48,65 @@ _MEANINGS: Final = {
     415: ("The body is not JSON.", "unsupported_media_type", 'Unsupported media type "text/plain" in request.'),
     422: ("It cannot be done as asked.", "unknown_app", "App 'crm' is not installed; choose from: orders."),
     429: ("Too many requests.", "throttled", "Request was throttled. Expected available in 3 seconds."),
+    500: ("The service failed to answer.", "server_error", SERVER_ERROR),
     502: ("The tenant's database server is at fault.", "unreachable", "The database server refused the connection."),
     503: ("The service cannot take it on now.", "too_many_runs", "Too many runs are waiting to be carried out."),
 }
-_ALWAYS: Final = (400, 401, 403, 405, 429)
+_DESCRIPTIONS: Final = {
+    "list_tenants": "Tenants, each with where it stood when it was last looked at.",
+    "create_tenant": "Register a tenant and create its schema or database; without `provision`, only register it.",
+    "get_tenant": "One tenant, with where it stood when it was last looked at.",
+    "update_tenant": "Change a tenant's name or labels; what decides where its data is stays as it is.",
+    "delete_tenant": "Forget a tenant. Its data stays, unless `drop` is asked for and `confirm` repeats its id.",
+    "list_tenant_migrations": "What is applied in the tenant, when, and what is pending; read from the tenant now.",
+    "get_tenant_plan": "The steps from where the tenant stands now to the target; changes nothing. Pin it with its ETag.",
+    "migrate_tenant": "Ask for a run that migrates the tenant to a target, or to the newest of every app.",
+    "get_fleet_plan": "One plan for each distinct set of applied migrations, with the tenants that have it.",
+    "migrate_all_tenants": "Ask for a rollout: a run for every tenant, shared tenants first.",
+    "list_runs": "Runs, the newest first.",
+    "get_run": "One run with its steps. It has ended once `finished_at` is set; `state` says how.",
+    "stream_run_events": "A run's progress as server-sent events, until it ends. Polling the run tells as much.",
+    "cancel_run": "Cancel a run: at once if it is pending, otherwise after the step in flight.",
+    "retry_run": "Ask once more for what a run that has ended was asked for; the new run's `retry_of` names it.",
+    "list_rollouts": "Rollouts, the newest first.",
+    "get_rollout": "One rollout, with how many of its runs are in each state.",
+    "list_rollout_runs": "The runs of a rollout, in the order in which they were asked for.",
+    "list_rollout_failures": "The failed runs of a rollout, grouped by error.",
+    "cancel_rollout": "Cancel a rollout: what is pending is not started, what runs stops after its step in flight.",
+    "get_fleet": "How many tenants stand where, as last looked at.",
+    "get_metrics": "Numbers for Prometheus, in its text format.",
+}
+_TO_ONE: Final = {"app_label": "orders", "migration_name": "0002"}
+_REQUEST_EXAMPLES: Final = {
+    "create_tenant": {
+        "tenant_id": "acme",
+        "name": "ACME Corporation",
+        "isolation": "schema",
+        "database": "default",
+        "labels": {"region": "eu"},
+    },
+    "update_tenant": {"name": "ACME Corporation", "labels": {"region": "eu"}},
+    "migrate_tenant": _TO_ONE,
+    "migrate_all_tenants": {**_TO_ONE, "isolation": "schema", "on_error": "continue"},
+}
+_ALWAYS: Final = (400, 401, 403, 405, 429, 500)
 _WITH_BODY: Final = (413, 415)
 
 IDEMPOTENCY_KEY = OpenApiParameter(
     "Idempotency-Key",
-    OpenApiTypes.STR,
+    {"type": "string", "pattern": "^[!-~]{1,255}$"},
     OpenApiParameter.HEADER,
     description="1 to 255 printable ASCII characters. The same key and request are carried out once.",
 )
 IF_MATCH = OpenApiParameter(
     "If-Match",
-    OpenApiTypes.STR,
+    {"type": "string", "pattern": '^"[0-9a-f]{64}"$'},
     OpenApiParameter.HEADER,
     description="The ETag of the plan: another plan is refused, and checked again under the tenant's lock.",
 )
 PREFER = OpenApiParameter(
     "Prefer",
-    OpenApiTypes.STR,
+    {"type": "string", "pattern": "^wait=([0-9]|[1-5][0-9]|60)$"},
     OpenApiParameter.HEADER,
     description="wait=N: answer when it has ended, or after N seconds (60 at most).",
 )
@@ -92,11 +132,18 @@ def documented(
     described = {status: _error(status) for status in codes}
     return extend_schema(
         operation_id=operation_id,
+        description=_DESCRIPTIONS.get(operation_id),
+        examples=_request_examples(operation_id),
         request=request,
         responses={**responses, **described},
         parameters=list(parameters),
         **options,
     )
+
+
+def _request_examples(operation_id: str) -> list[OpenApiExample]:
+    value = _REQUEST_EXAMPLES.get(operation_id)
+    return [OpenApiExample(operation_id, value=value, request_only=True)] if value else []
 
 
 def _error(status: int) -> Any:
@@ -105,12 +152,47 @@ def _error(status: int) -> Any:
     return OpenApiResponse(ProblemSerializer, description=meaning, examples=[example])
 
 
-def problems_as_problem_json(result: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
-    """A drf-spectacular hook: errors are sent as application/problem+json, whatever the renderer."""
+@cache
+def openapi() -> dict[str, Any]:
+    """The schema that /schema serves; the same for everybody, and half a second's work to make."""
+    made: dict[str, Any] = SchemaGenerator().get_schema(request=None, public=True)  # type: ignore[no-untyped-call]
+    return made
+
+
+def shared_problems(result: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+    """A drf-spectacular hook: errors are application/problem+json, whatever the renderer, and each is described once."""
+    shared = result["components"].setdefault("responses", {})
     for path in result["paths"].values():
         for operation in path.values():
-            for status, response in operation.get("responses", {}).items():
-                content = response.get("content", {})
-                if status >= "400" and "application/json" in content:
-                    content[MEDIA_TYPE] = content.pop("application/json")
+            for status, response in operation["responses"].items():
+                if status >= "400":
+                    name = f"Problem{status}"
+                    shared[name] = {**response, "content": {MEDIA_TYPE: _only(response["content"])}}
+                    operation["responses"][status] = {"$ref": f"#/components/responses/{name}"}
+    result["components"]["responses"] = dict(sorted(shared.items()))
     return result
+
+
+def _only(content: Mapping[str, Any]) -> Any:
+    [description] = content.values()
+    return description
+
+
+def with_health(result: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+    """A drf-spectacular hook: the two endpoints for machines that watch, which have no credentials."""
+    result["paths"]["/healthz"] = _health("get_health", "The process lives.", ["status"], {})
+    not_ready = {"503": _health_response("Not ready; `checks` says why.", ["status", "checks"])}
+    result["paths"]["/readyz"] = _health("get_readiness", "It can carry out work.", ["status", "checks"], not_ready)
+    return result
+
+
+def _health(operation_id: str, description: str, names: list[str], more: dict[str, Any]) -> dict[str, Any]:
+    responses = {"200": _health_response(description, names), **more}
+    operation = {"operationId": operation_id, "description": description, "tags": ["health"], "security": [{}]}
+    return {"get": {**operation, "responses": responses}}
+
+
+def _health_response(description: str, names: list[str]) -> dict[str, Any]:
+    kinds = {"status": {"type": "string"}, "checks": {"type": "object", "additionalProperties": {"type": "string"}}}
+    schema = {"type": "object", "properties": {name: kinds[name] for name in names}, "required": names}
+    return {"description": description, "content": {"application/json": {"schema": schema}}}

@@ -1,17 +1,23 @@
 """Every error as RFC 9457 problem details with a stable `code`, and the table from codes to HTTP statuses."""
 
 import logging
+import math
 from collections.abc import Iterator, Mapping
 from http import HTTPStatus
 from typing import Any, Final
 
+from django.core.exceptions import BadRequest, SuspiciousOperation
 from django.core.exceptions import PermissionDenied as DjangoPermissionDenied
-from django.http import Http404, HttpRequest, JsonResponse
+from django.http import Http404, HttpRequest, JsonResponse, UnreadablePostError
+from django.http.multipartparser import MultiPartParserError
 from rest_framework import exceptions as drf
 from rest_framework.response import Response
+from rest_framework.settings import api_settings
 from rest_framework.views import set_rollback
 
 from migrations_api import exceptions
+from migrations_api.orchestrator.recorder import AttemptLost
+from migrations_api.rest.events import TooManyStreams
 from tenants import exceptions as tenant_exceptions
 from tenants.exceptions import ServiceError
 
@@ -21,7 +27,15 @@ MEDIA_TYPE: Final = "application/problem+json"
 SERVER_ERROR: Final = "The service failed to answer. Its log has more under the X-Request-ID of this response."
 TYPE_PREFIX: Final = "urn:tenant-migrations:problem:"
 
+MALFORMED: Final = "The request is malformed."
+RETRY_AFTER: Final = 30  # seconds
+
+# RFC 9110's names; Python has them from 3.13 on.
+TITLES: Final = {413: "Content Too Large", 422: "Unprocessable Content"}
+
 STATUS_BY_CODE: Final[Mapping[str, int]] = {
+    AttemptLost.code: 409,
+    TooManyStreams.code: 503,
     exceptions.AmbiguousMigration.code: 422,
     exceptions.AppWithoutMigrations.code: 422,
     exceptions.CannotPrune.code: 409,
@@ -32,6 +46,7 @@ STATUS_BY_CODE: Final[Mapping[str, int]] = {
     exceptions.InvalidTransition.code: 409,
     exceptions.IrreversibleMigration.code: 409,
     exceptions.PlanChanged.code: 412,
+    exceptions.PlanError.code: 409,
     exceptions.RunActive.code: 409,
     exceptions.TenantLocked.code: 409,
     exceptions.TooManyRuns.code: 503,
@@ -48,6 +63,7 @@ STATUS_BY_CODE: Final[Mapping[str, int]] = {
     tenant_exceptions.ServerError.code: 502,
     tenant_exceptions.ServerNotConfigured.code: 422,
     tenant_exceptions.ServerUnreachable.code: 502,
+    tenant_exceptions.ServiceError.code: 500,
     tenant_exceptions.TenantExists.code: 409,
     tenant_exceptions.TenantNotFound.code: 404,
 }
@@ -56,6 +72,11 @@ STATUS_BY_CODE: Final[Mapping[str, int]] = {
 _DJANGO: Final[Mapping[type[Exception], tuple[int, str, str]]] = {
     Http404: (404, "not_found", "There is nothing here."),
     DjangoPermissionDenied: (403, "permission_denied", "You may not do this."),
+    # Too many parameters, too large a form, a body that ended early: each as Django's own handler has it.
+    SuspiciousOperation: (400, "bad_request", MALFORMED),
+    BadRequest: (400, "bad_request", MALFORMED),
+    MultiPartParserError: (400, "bad_request", MALFORMED),
+    UnreadablePostError: (400, "bad_request", MALFORMED),
 }
 
 
@@ -82,11 +103,10 @@ def exception_handler(error: Exception, context: Mapping[str, Any]) -> Response 
 def problem_of(error: Exception) -> dict[str, Any] | None:
     if isinstance(error, ServiceError):
         return _service_problem(error)
+    if isinstance(error, drf.ValidationError):
+        error = invalid(list(field_errors(error.detail)))
     if isinstance(error, Problem):
         return problem(error.status_code, error.code, str(error.detail), **error.extra)
-    if isinstance(error, drf.ValidationError):
-        errors = list(field_errors(error.detail))
-        return problem(400, "invalid", "The request is not valid; `errors` names each mistake.", errors=errors)
     for kind, (status, code, detail) in _DJANGO.items():
         if isinstance(error, kind):
             return problem(status, code, detail)
@@ -99,12 +119,17 @@ def problem_of(error: Exception) -> dict[str, Any] | None:
 def problem(status: int, code: str, detail: str, **extra: Any) -> dict[str, Any]:
     return {
         "type": f"{TYPE_PREFIX}{code}",
-        "title": HTTPStatus(status).phrase,
+        "title": TITLES.get(status) or HTTPStatus(status).phrase,
         "status": status,
         "code": code,
         "detail": detail,
         **extra,
     }
+
+
+def invalid(errors: list[dict[str, str]]) -> Problem:
+    """What field_errors() found, as one Problem."""
+    return Problem(400, "invalid", "The request is not valid; `errors` names each mistake.", errors=errors)
 
 
 def _service_problem(error: ServiceError) -> dict[str, Any]:
@@ -125,22 +150,29 @@ def _headers(error: Exception) -> dict[str, str]:
     if challenge := getattr(error, "auth_header", None):
         headers["WWW-Authenticate"] = challenge
     if (wait := getattr(error, "wait", None)) is not None:
-        headers["Retry-After"] = str(int(wait))
+        headers["Retry-After"] = str(math.ceil(wait))
+    if isinstance(error, ServiceError) and STATUS_BY_CODE.get(error.code) == HTTPStatus.SERVICE_UNAVAILABLE:
+        headers["Retry-After"] = str(RETRY_AFTER)
     return headers
 
 
-def field_errors(detail: Any, pointer: str = "") -> Iterator[dict[str, str]]:
-    """Each mistake with its place in the body as a JSON pointer (RFC 6901)."""
+def pointer(parent: str, name: str) -> str:
+    """The place of a member of an object, as a JSON pointer (RFC 6901)."""
+    return f"{parent}/{name.replace('~', '~0').replace('/', '~1')}"
+
+
+def field_errors(detail: Any, place: str = "") -> Iterator[dict[str, str]]:
+    """Each mistake with its place in the body as a JSON pointer."""
     if isinstance(detail, Mapping):
         for name, inner in detail.items():
-            place = "" if name == "nonfield_errors" else "/" + str(name).replace("~", "~0").replace("/", "~1")
-            yield from field_errors(inner, pointer + place)
+            whole = name == api_settings.NON_FIELD_ERRORS_KEY
+            yield from field_errors(inner, place if whole else pointer(place, str(name)))
     elif isinstance(detail, list):
         for index, inner in enumerate(detail):
             nested = isinstance(inner, Mapping | list)
-            yield from field_errors(inner, f"{pointer}/{index}" if nested else pointer)
+            yield from field_errors(inner, f"{place}/{index}" if nested else place)
     else:
-        yield {"pointer": pointer, "code": getattr(detail, "code", "invalid"), "detail": str(detail)}
+        yield {"pointer": place, "code": getattr(detail, "code", "invalid"), "detail": str(detail)}
 
 
 def _json(status: int, code: str, detail: str) -> JsonResponse:
@@ -148,7 +180,7 @@ def _json(status: int, code: str, detail: str) -> JsonResponse:
 
 
 def bad_request(request: HttpRequest, exception: Exception) -> JsonResponse:
-    return _json(400, "bad_request", "The request is malformed.")
+    return _json(400, "bad_request", MALFORMED)
 
 
 def permission_denied(request: HttpRequest, exception: Exception) -> JsonResponse:

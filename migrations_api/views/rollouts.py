@@ -44,7 +44,7 @@ class MigrateAllView(ServiceView):
         parameters=[docs.IDEMPOTENCY_KEY, docs.PREFER, docs.LOCATION],
     )
     def post(self, request: Request) -> Response:
-        return waited(request, self.accept(request))
+        return waited(request, self.accept)
 
     @idempotent
     def accept(self, request: Request) -> Response:
@@ -111,7 +111,7 @@ class RolloutCancelView(ServiceView):
         parameters=[docs.IDEMPOTENCY_KEY, docs.PREFER, docs.LOCATION],
     )
     def post(self, request: Request, rollout_id: int) -> Response:
-        return waited(request, self.accept(request, rollout_id))
+        return waited(request, self.accept, rollout_id=rollout_id)
 
     @idempotent
     def accept(self, request: Request, rollout_id: int) -> Response:

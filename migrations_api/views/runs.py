@@ -83,7 +83,7 @@ class RunCancelView(ServiceView):
         parameters=[docs.IDEMPOTENCY_KEY, docs.PREFER, docs.LOCATION],
     )
     def post(self, request: Request, run_id: int) -> Response:
-        return waited(request, self.accept(request, run_id))
+        return waited(request, self.accept, run_id=run_id)
 
     @idempotent
     def accept(self, request: Request, run_id: int) -> Response:
@@ -106,7 +106,7 @@ class RunRetryView(ServiceView):
         parameters=[docs.IDEMPOTENCY_KEY, docs.PREFER, docs.LOCATION],
     )
     def post(self, request: Request, run_id: int) -> Response:
-        return waited(request, self.accept(request, run_id))
+        return waited(request, self.accept, run_id=run_id)
 
     @idempotent
     def accept(self, request: Request, run_id: int) -> Response:

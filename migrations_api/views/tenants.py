@@ -33,6 +33,7 @@ from migrations_api.serializers import (
     UpdateTenantRequestSerializer,
 )
 from tenants.models import Tenant
+from tenants.names import validate_name
 from tenants.provisioning import create_tenant
 
 
@@ -76,10 +77,11 @@ class TenantView(ServiceView):
     def get(self, request: Request, tenant_id: str) -> Response:
         return Response(tenant_data([self.tenant()])[0])
 
-    @documented("update_tenant", {200: TenantSerializer}, errors=[404], request=UpdateTenantRequestSerializer)
+    @documented("update_tenant", {200: TenantSerializer}, errors=[404, 422], request=UpdateTenantRequestSerializer)
     def patch(self, request: Request, tenant_id: str) -> Response:
         tenant = self.tenant()
         body = self.body(UpdateTenantRequestSerializer).validated_data
+        validate_name(body.get("name", ""))
         Tenant.objects.filter(pk=tenant.pk).update(**body)
         return Response(tenant_data([self.tenant()])[0])
 
@@ -122,18 +124,20 @@ class TenantMigrateView(ServiceView):
     @documented(
         "migrate_tenant",
         {202: MigrationRunSerializer},
-        errors=[404, 409, 412, 422, 503],
+        errors=[404, 409, 412, 422, 502, 503],
         request=MigrateRequestSerializer,
         parameters=[docs.IDEMPOTENCY_KEY, docs.IF_MATCH, docs.PREFER, docs.LOCATION],
     )
     def post(self, request: Request, tenant_id: str) -> Response:
-        return waited(request, self.accept(request, tenant_id))
+        return waited(request, self.accept, tenant_id=tenant_id)
 
     @idempotent
     def accept(self, request: Request, tenant_id: str) -> Response:
         tenant = self.tenant()
         asked = request_of(request, self.body(MigrateRequestSerializer).validated_data, subject=tenant_id)
-        run = requests.request_run(tenant, asked, expected_digest=expected_digest(request))
+        if digest := expected_digest(request):
+            requests.require_plan(tenant, asked.target, digest)
+        run = requests.request_run(tenant, asked, expected_digest=digest)
         self.object_id = str(run.pk)
         return accepted_run(request, run)
 
