@@ -1,4 +1,4 @@
-"""python -m benchmarks fleet [--tenants 200] | reads [--tenants 10000 --runs 100000]: speeds, printed and not asserted."""
+"""python -m benchmarks fleet [--tenants 200] | reads [--tenants 10000 --runs 100000]: prints speeds, asserts none."""
 
 import argparse
 

@@ -57,7 +57,8 @@ def _compare(server: EmbeddedPostgres, executor: str, tenants: int, loop: float)
     subprocess.run([*manage, "migrate", "-v0"], cwd=ROOT, env=environment, check=True)
     create = (
         "from tenants.provisioning import create_tenant\n"
-        f"for n in range({tenants}): create_tenant(tenant_id=f't{{n}}', name='', isolation='schema', database='default')"
+        f"for n in range({tenants}):\n"
+        "    create_tenant(tenant_id=f't{n}', name='', isolation='schema', database='default')"
     )
     subprocess.run([*manage, "shell", "-v0", "-c", create], cwd=ROOT, env=environment, check=True)
     for case in ("from zero", "nothing to do"):

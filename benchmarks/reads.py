@@ -58,6 +58,7 @@ def measure(*, tenants: int, runs: int, migrated: int, clients: int, seconds: fl
                 "TENANT_DATABASE_URLS": f"shop={server.url('shop')}",
                 "DJANGO_SETTINGS_MODULE": "benchmarks.settings",
                 "SECRET_KEY": "benchmark",
+                "HTTPS": "false",
             }
             subprocess.run([sys.executable, "manage.py", "migrate", "-v0"], cwd=ROOT, env=environment, check=True)
             plane = [f"--tenants={tenants}", f"--runs={runs}", f"--migrated={migrated}"]

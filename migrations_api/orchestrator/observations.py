@@ -26,7 +26,7 @@ from migrations_api.orchestrator.fleet import (
     place_of,
     try_plan,
 )
-from migrations_api.orchestrator.sources import SourceKey, source_key
+from migrations_api.orchestrator.sources import SourceKey, concerned_kinds, source_key
 from migrations_api.plan import Applied, Plan, Target, fingerprint
 from tenants.conf import load_conf
 from tenants.exceptions import NotProvisioned
@@ -261,10 +261,15 @@ class FleetPlan:
 
 
 def fleet_plans(target: Target) -> FleetPlan:
-    """The whole fleet's plans from the stored picture, the most frequent starting state first."""
+    """The whole fleet's plans from the stored picture, the most frequent starting state first.
+
+    A target concerns only the kinds of tenants that receive its app; raises PlanError where it does not exist.
+    """
+    kinds = concerned_kinds(set(Tenant.objects.order_by().values_list("isolation", flat=True).distinct()), target)
     at: dict[Spot, list[str]] = {}
     problems: list[FleetPlanProblem] = []
-    for tenant in Tenant.objects.select_related("observation").order_by("pk").iterator(chunk_size=2000):
+    tenants = Tenant.objects.filter(isolation__in=kinds).select_related("observation").order_by("pk")
+    for tenant in tenants.iterator(chunk_size=2000):
         seen = getattr(tenant, "observation", None)
         if seen is not None and seen.applied_id is not None:
             at.setdefault((kind_of(tenant.isolation), seen.applied_id), []).append(tenant.tenant_id)

@@ -1,22 +1,20 @@
 """What a caller asks for becomes rows; nothing is carried out here."""
 
 from collections.abc import Collection, Iterable, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 
 from django.db import transaction
 from django.utils import timezone
 
-from migrations_api.exceptions import InvalidOptions, PlanChanged, RunActive, TooManyRuns, UnloadableMigrations
+from migrations_api.exceptions import InvalidOptions, PlanChanged, RunActive, TooManyRuns
 from migrations_api.executor import Options
 from migrations_api.models import MigrationRun, RequestedVia, Rollout
 from migrations_api.orchestrator.abandoned import settle_abandoned
 from migrations_api.orchestrator.fleet import plan_for
-from migrations_api.orchestrator.sources import source_for
-from migrations_api.plan import Target, check_target
+from migrations_api.orchestrator.sources import concerned_kinds, require_target
+from migrations_api.plan import Target
 from migrations_api.states import RunState
-from tenants.app_sets import tenant_app_labels
 from tenants.conf import load_conf
 from tenants.exceptions import TenantNotFound
 from tenants.models import Isolation, Tenant
@@ -68,7 +66,7 @@ def request_run(
 ) -> MigrationRun:
     """A pending run; raises RunActive when the tenant has one that is not finished, InvalidOptions or TooManyRuns."""
     _check_options(request)
-    _check_target(tenant.isolation, request.target)
+    require_target(tenant.isolation, request.target)
     _prepare(request, [tenant.tenant_id])
     with transaction.atomic():
         if not _keep([tenant]):
@@ -87,7 +85,7 @@ def request_run(
 
 
 def _prepare(request: Request, tenant_ids: Collection[str] | None = None) -> None:
-    """Settle what dead workers left; for the API that is the coordinator's, so that no tenant's outage is waited for."""
+    """Settle what dead workers left; for the API the coordinator does, so that no tenant's outage is waited for."""
     if request.via == RequestedVia.COMMAND:
         settle_abandoned(tenant_ids)
         return
@@ -136,21 +134,8 @@ def _run(tenant: Tenant, request: Request, rollout: Rollout | None = None) -> Mi
 
 
 def _concerned(tenants: Sequence[Tenant], target: Target) -> list[Tenant]:
-    if target.app_label is None:
-        return list(tenants)
-    kinds = {tenant.isolation for tenant in tenants}
-    concerned = {kind for kind in kinds if target.app_label in tenant_app_labels(kind)}
-    for kind in sorted(concerned or kinds):
-        _check_target(kind, target)
+    concerned = concerned_kinds({tenant.isolation for tenant in tenants}, target)
     return [tenant for tenant in tenants if tenant.isolation in concerned]
-
-
-def _check_target(isolation: str, target: Target) -> None:
-    if target == Target():
-        return
-    # Migrations that cannot be loaded are no mistake of the caller's: each run tells of them.
-    with suppress(UnloadableMigrations):
-        check_target(source_for(isolation), target)
 
 
 def _check_options(request: Request) -> None:

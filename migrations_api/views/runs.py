@@ -101,7 +101,7 @@ class RunRetryView(ServiceView):
     @documented(
         "retry_run",
         {202: MigrationRunSerializer},
-        errors=[404, 409, 503],
+        errors=[404, 409, 422, 503],
         request=EmptyRequestSerializer,
         parameters=[docs.IDEMPOTENCY_KEY, docs.PREFER, docs.LOCATION],
     )
