@@ -23,5 +23,5 @@ def finish_if_done(rollout: Rollout) -> None:
 
 def state_counts(rollout: Rollout) -> Counter[str]:
     """How many of the rollout's runs are in each state."""
-    rows = MigrationRun.objects.filter(rollout=rollout).order_by().values_list("state").annotate(Count("pk"))
+    rows = MigrationRun.objects.filter(rollout=rollout).order_by().values_list("state").annotate(runs=Count("*"))
     return Counter(dict(rows))

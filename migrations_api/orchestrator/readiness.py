@@ -9,7 +9,7 @@ from django.db import DatabaseError, connection
 from django.db.migrations.loader import MigrationLoader
 from django.db.migrations.recorder import MigrationRecorder
 from django.db.models import Count, F, Max, Min, Q, Sum
-from django.db.models.functions import Extract, Now
+from django.db.models.functions import Now
 
 from migrations_api.models import Coordinator, MigrationRun, Rollout
 from migrations_api.orchestrator.observations import FleetCounts, fleet_counts
@@ -97,13 +97,13 @@ class Measures:
 
 def measure() -> Measures:
     """Seven queries, however much there is; the numbers are those of all processes, since they are read from rows."""
-    runs = dict(MigrationRun.objects.order_by().values_list("state").annotate(Count("pk")))
+    runs = dict(MigrationRun.objects.order_by().values_list("state").annotate(runs=Count("*")))
     waiting = MigrationRun.objects.filter(state=RunState.PENDING).aggregate(age=Now() - Min("created_at"))["age"]
     limit = Now() - timedelta(seconds=3 * load_conf().lease)
     seen = Coordinator.objects.aggregate(last=Max("seen_at"), alive=Count("pk", filter=Q(seen_at__gte=limit)))
     return Measures(
         runs=runs,
-        rollouts=dict(Rollout.objects.order_by().values_list("state").annotate(Count("pk"))),
+        rollouts=dict(Rollout.objects.order_by().values_list("state").annotate(rollouts=Count("*"))),
         fleet=fleet_counts(),
         durations=_durations(),
         oldest_pending=waiting.total_seconds() if waiting else 0.0,
@@ -114,11 +114,14 @@ def measure() -> Measures:
 
 def _durations() -> Durations:
     ended = MigrationRun.objects.filter(started_at__isnull=False, finished_at__isnull=False)
-    timed = ended.annotate(took=Extract(F("finished_at") - F("started_at"), "epoch")).order_by()
-    counts = {f"at_most_{index}": Count("pk", filter=Q(took__lte=bound)) for index, bound in enumerate(BUCKETS)}
-    found = timed.aggregate(**counts, count=Count("pk"), total=Sum("took"))
+    timed = ended.annotate(took=F("finished_at") - F("started_at")).order_by()
+    counts = {
+        f"at_most_{index}": Count("*", filter=Q(took__lte=timedelta(seconds=bound)))
+        for index, bound in enumerate(BUCKETS)
+    }
+    found = timed.aggregate(**counts, count=Count("*"), total=Sum("took"))
     return Durations(
         at_most={bound: found[f"at_most_{index}"] for index, bound in enumerate(BUCKETS)},
         count=found["count"],
-        total=float(found["total"] or 0),
+        total=found["total"].total_seconds() if found["total"] else 0.0,
     )

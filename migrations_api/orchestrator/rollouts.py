@@ -126,7 +126,7 @@ def counts_by_rollout(rollouts: Iterable[Rollout]) -> dict[int, dict[str, int]]:
     """How many runs of each rollout are in each state, for all of them in one query."""
     counts: defaultdict[int, dict[str, int]] = defaultdict(dict)
     runs = MigrationRun.objects.filter(rollout__in=[rollout.pk for rollout in rollouts]).order_by()
-    for rollout_id, state, count in runs.values_list("rollout_id", "state").annotate(Count("pk")):
+    for rollout_id, state, count in runs.values_list("rollout_id", "state").annotate(runs=Count("*")):
         counts[rollout_id][state] = count
     return counts
 
