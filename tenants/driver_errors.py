@@ -103,7 +103,9 @@ def _without_values(message: str, named: set[str]) -> str:
 
 
 def redact(text: str) -> str:
-    """`text` on one line, without any configured password, at most MAX_MESSAGE characters long."""
+    """`text` on one line, without any known password or DETAIL, at most MAX_MESSAGE characters long."""
+    # Somebody made a driver's error into text: behind this stand whole rows.
+    text = re.sub(r"\bDETAIL: .*", "…", text, flags=re.DOTALL)
     text = re.sub(r"(?i)(postgres(?:ql)?://)\S+", r"\1***", _without_secrets(text))
     # What stood on two lines may be a password on one.
     text = _without_secrets(" ".join(text.split()))

@@ -5,7 +5,9 @@ Imported by the settings module, so nothing here may need configured settings at
 
 import copy
 import re
+from collections import deque
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import Any, Final
 from urllib.parse import parse_qsl, quote, quote_plus, unquote, urlsplit
 
@@ -105,14 +107,29 @@ def server_settings(alias: str) -> DatabaseSettings:
         raise ServerNotConfigured(f"There is no database server '{alias}'; configured are: {known}.") from None
 
 
+# Passwords that came from a team's own store, the newest last. In a worker it is the tenant's that it works on.
+_remembered: deque[str] = deque(maxlen=32)
+
+
+def remember_secret(database: DatabaseSettings) -> None:
+    """Have what was resolved for one tenant redacted as well."""
+    password = str(database.get("PASSWORD") or "")
+    if password and password not in _remembered:
+        _remembered.append(password)
+
+
 def secrets() -> set[str]:
-    """Every spelling of every configured password, for redaction."""
-    found = set()
+    """Every spelling of every configured password, and of those resolved last, for redaction."""
     databases: Mapping[str, DatabaseSettings] = {**settings.DATABASES, **settings.TENANT_DATABASES}
-    for database in databases.values():
-        if password := str(database.get("PASSWORD") or ""):
-            encoded = {quote(password, safe=""), quote(password), quote_plus(password)}
-            found |= {password, *encoded, *(ESCAPE.sub(lambda match: match[0].lower(), each) for each in encoded)}
-            # A driver that misreads a URL cuts the password at these.
-            found |= {part for part in re.split(r"[@/:#?%]", password) if len(part) > 2}
-    return found
+    passwords = {str(database.get("PASSWORD") or "") for database in databases.values()}
+    # A copy: other threads remember meanwhile.
+    return {spelling for password in passwords | {*_remembered.copy()} for spelling in _spellings(password)}
+
+
+@lru_cache(maxsize=256)
+def _spellings(password: str) -> frozenset[str]:
+    encoded = {quote(password, safe=""), quote(password), quote_plus(password)}
+    lower = {ESCAPE.sub(lambda match: match[0].lower(), each) for each in encoded}
+    # A driver that misreads a URL cuts the password at these.
+    pieces = {part for part in re.split(r"[@/:#?%]", password) if len(part) > 2}
+    return frozenset({password, *encoded, *lower, *pieces} - {""})

@@ -298,21 +298,22 @@ def test_create__a_wrong_password(plane: None, settings: Any, isolation: str) ->
 
 
 @pytest.mark.parametrize(
-    ("isolation", "message"),
+    ("isolation", "home", "right"),
     [
-        (Isolation.SCHEMA, "The user of server 'limited' may not create schemas: grant it CREATE on the database."),
-        (Isolation.DATABASE, "The user of server 'limited' may not create databases: grant it CREATEDB."),
+        (Isolation.SCHEMA, "schema 'public_acme'", "CREATE on the database"),
+        (Isolation.DATABASE, "database 'acme_{suffix}_db'", "CREATEDB"),
     ],
 )
 def test_create__a_user_without_the_right_is_told_what_to_grant(
-    plane: None, settings: Any, isolation: str, message: str
+    plane: None, settings: Any, isolation: str, home: str, right: str
 ) -> None:
     before = homes()
     with role() as server:
         settings.TENANT_DATABASES = {**settings.TENANT_DATABASES, "limited": server}
         with pytest.raises(exceptions.PermissionDenied) as caught:
             create(isolation, database="limited")
-    assert caught.value.message == message
+    home = home.format(suffix=settings.SUFFIX)
+    assert caught.value.message == f"The user of server 'limited' may not create the {home}: grant it {right}."
     assert homes() == before
     assert not Tenant.objects.exists()
 

@@ -7,10 +7,10 @@ from django.utils.module_loading import import_string
 
 from tenants.binding import open_connection
 from tenants.conf import load_conf
-from tenants.driver_errors import translated
-from tenants.exceptions import IsControlPlane, ServerError, ServiceError
+from tenants.driver_errors import sqlstate, translated
+from tenants.exceptions import AlreadyProvisioned, IsControlPlane, PermissionDenied, ServerError, ServiceError
 from tenants.models import Tenant
-from tenants.servers import DatabaseSettings, server_settings
+from tenants.servers import DatabaseSettings, remember_secret, server_settings
 
 
 class IsolationBackend(Protocol):
@@ -54,6 +54,7 @@ def resolved_server_settings(tenant: Tenant) -> DatabaseSettings:
             raise
         except Exception as error:
             raise ServerError(f"The connection_resolver failed: {type(error).__name__}.") from error
+        remember_secret(settings)
     if not settings.get("ENGINE") or not settings.get("NAME"):
         raise IsControlPlane(f"The connection settings of tenant '{tenant.tenant_id}' name no database of its own.")
     return settings
@@ -66,6 +67,23 @@ def server_cursor(settings: DatabaseSettings) -> Iterator[CursorWrapper]:
     connection = open_connection({**settings, "OPTIONS": options, "AUTOCOMMIT": True})
     with translated(), closing(connection), connection.cursor() as cursor:
         yield cursor
+
+
+@contextmanager
+def creating(home: str, tenant: Tenant, *, duplicate: str, right: str) -> Iterator[None]:
+    """Say what the server's refusal to create `home` means; `duplicate` is the SQLSTATE of one that is there."""
+    try:
+        yield
+    except PermissionDenied as error:
+        raise PermissionDenied(
+            f"The user of server '{tenant.database}' may not create the {home}: grant it {right}."
+        ) from error
+    except ServiceError as error:
+        if sqlstate(error) != duplicate:
+            raise
+        raise AlreadyProvisioned(
+            f"The {home} exists already on server '{tenant.database}' and was left as it is."
+        ) from error
 
 
 def has_tables(cursor: CursorWrapper, schema: str) -> bool:

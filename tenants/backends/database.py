@@ -1,8 +1,6 @@
 from psycopg2 import errorcodes, sql
 
-from tenants.backends.base import has_tables, resolved_server_settings, server_cursor
-from tenants.driver_errors import sqlstate
-from tenants.exceptions import AlreadyProvisioned, PermissionDenied, ServiceError
+from tenants.backends.base import creating, has_tables, resolved_server_settings, server_cursor
 from tenants.models import Tenant
 from tenants.servers import DatabaseSettings
 
@@ -23,20 +21,12 @@ class DatabaseBackend:
             return not has_tables(cursor, tenant.schema_name)
 
     def provision(self, tenant: Tenant) -> None:
-        try:
-            with server_cursor(resolved_server_settings(tenant)) as cursor:
-                cursor.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(tenant.database_name)))
-        except PermissionDenied as error:
-            raise PermissionDenied(
-                f"The user of server '{tenant.database}' may not create databases: grant it CREATEDB."
-            ) from error
-        except ServiceError as error:
-            if sqlstate(error) != errorcodes.DUPLICATE_DATABASE:
-                raise
-            raise AlreadyProvisioned(
-                f"The database '{tenant.database_name}' exists already on server '{tenant.database}' "
-                "and was left as it is."
-            ) from error
+        home = f"database '{tenant.database_name}'"
+        with (
+            creating(home, tenant, duplicate=errorcodes.DUPLICATE_DATABASE, right="CREATEDB"),
+            server_cursor(resolved_server_settings(tenant)) as cursor,
+        ):
+            cursor.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(tenant.database_name)))
 
     def drop(self, tenant: Tenant) -> None:
         with server_cursor(resolved_server_settings(tenant)) as cursor:
