@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 PORT ?= 8000
 RUN = $(VENV)/bin/python
+NODE_MODULES = tests/typescript/node_modules
 
-.PHONY: demo serve test lint bench test-django6 stop clean
+.PHONY: demo serve test lint bench openapi fuzz test-django6 stop clean
 
 demo: $(VENV)/installed
 	$(RUN) manage.py demo --port=$(PORT)
@@ -14,7 +15,7 @@ serve: $(VENV)/installed
 	$(RUN) manage.py migrate --verbosity=0
 	$(RUN) manage.py serve --port=$(PORT)
 
-test: lint
+test: lint $(NODE_MODULES)/installed
 	$(RUN) -m coverage run -m pytest
 	$(RUN) -m coverage report
 
@@ -28,9 +29,18 @@ bench: $(VENV)/installed
 	$(RUN) -m benchmarks fleet
 	$(RUN) -m benchmarks reads
 
+# What clients are generated from; the tests compare it with the code.
+openapi: $(VENV)/installed
+	DATABASE_URL=postgresql://nowhere/none $(RUN) manage.py spectacular --validate --fail-on-warn --file tests/openapi.yaml
+
+# For so many seconds for each role: make fuzz SECONDS=3600
+SECONDS ?= 300
+fuzz: $(VENV)/installed
+	FUZZ_SECONDS=$(SECONDS) $(RUN) -m pytest tests/test_schemathesis.py
+
 # The newest Django 6.x needs Python 3.12: make test-django6 PYTHON=python3.13
 test-django6:
-	$(MAKE) VENV=.venv-django6 PYTHON=$(PYTHON) .venv-django6/installed
+	$(MAKE) VENV=.venv-django6 PYTHON=$(PYTHON) .venv-django6/installed $(NODE_MODULES)/installed
 	.venv-django6/bin/python -m pip install --quiet --disable-pip-version-check 'django>=6,<7'
 	.venv-django6/bin/python -m pytest
 
@@ -41,10 +51,15 @@ stop:
 clean:
 	test ! -x $(RUN) || $(RUN) -m service.background stop
 	test ! -x $(RUN) || $(RUN) -m service.embedded_postgres destroy
-	rm -rf $(VENV) .venv-django6
+	rm -rf $(VENV) .venv-django6 $(NODE_MODULES)
 
 $(VENV)/installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.13 ...")'
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@
+
+# npm comes with the dev extra.
+$(NODE_MODULES)/installed: $(VENV)/installed tests/typescript/package.json tests/typescript/package-lock.json
+	$(VENV)/bin/npm ci --silent --prefix tests/typescript
 	touch $@

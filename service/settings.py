@@ -73,10 +73,11 @@ def _is_importable(path: str) -> bool:
 
 
 DEBUG = env_bool("DEBUG", default=False)
-ALLOWED_HOSTS = env_list("ALLOWED_HOSTS", ["localhost", "127.0.0.1", "[::1]"])
+# A probe from beside the service calls it localhost, whatever the world does.
+ALLOWED_HOSTS = [*env_list("ALLOWED_HOSTS", ["127.0.0.1", "[::1]"]), "localhost"]
 # Proxies in front of the service that append to X-Forwarded-For; without any, the header is whatever a client says.
 TRUSTED_PROXIES = env_int("TRUSTED_PROXIES", default=0)
-# A key of this process alone signs nothing that has to outlive it; for its prefix, `check --deploy` asks for a real one.
+# A key of this process alone signs nothing that outlives it; by its prefix, `check --deploy` asks for a real one.
 SECRET_KEY = env_str("SECRET_KEY") or f"django-insecure-{get_random_secret_key()}"
 
 DATABASE_URL = env_str("DATABASE_URL")
@@ -192,6 +193,7 @@ SPECTACULAR_SETTINGS = {
     "POSTPROCESSING_HOOKS": [
         "drf_spectacular.hooks.postprocess_schema_enums",
         "migrations_api.rest.docs.shared_problems",
+        "migrations_api.rest.docs.strict_requests",
         "migrations_api.rest.docs.with_health",
     ],
     # Without a null, the page asks validator.swagger.io for a badge.

@@ -208,10 +208,12 @@ def try_plan(kind: str, applied: Applied, target: Target) -> Plan | PlanError:
 
 def _partial_tenants() -> frozenset[str]:
     """Tenants whose newest run left them between two boundaries; one that never reached its tenant says nothing."""
-    looked = MigrationRun.objects.filter(applied_after__isnull=False).order_by()
     # From the few partial runs on: asking each tenant for its newest run would take as long as there are tenants.
-    newer = looked.filter(tenant=OuterRef("tenant"), pk__gt=OuterRef("pk"))
-    return frozenset(looked.filter(~Exists(newer), state=RunState.PARTIAL).values_list("tenant_id", flat=True))
+    newer = MigrationRun.objects.filter(
+        tenant=OuterRef("tenant"), pk__gt=OuterRef("pk"), applied_after__isnull=False
+    ).order_by()
+    partial = MigrationRun.objects.filter(~Exists(newer), state=RunState.PARTIAL).order_by()
+    return frozenset(partial.values_list("tenant_id", flat=True))
 
 
 def plan_for(tenant: Tenant, target: Target) -> Plan:

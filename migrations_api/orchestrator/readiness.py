@@ -116,10 +116,10 @@ def _durations() -> Durations:
     ended = MigrationRun.objects.filter(started_at__isnull=False, finished_at__isnull=False)
     timed = ended.annotate(took=F("finished_at") - F("started_at")).order_by()
     counts = {
-        f"at_most_{index}": Count("*", filter=Q(took__lte=timedelta(seconds=bound)))
+        f"at_most_{index}": Count("pk", filter=Q(took__lte=timedelta(seconds=bound)))
         for index, bound in enumerate(BUCKETS)
     }
-    found = timed.aggregate(**counts, count=Count("*"), total=Sum("took"))
+    found = timed.aggregate(**counts, count=Count("pk"), total=Sum("took"))
     return Durations(
         at_most={bound: found[f"at_most_{index}"] for index, bound in enumerate(BUCKETS)},
         count=found["count"],

@@ -141,7 +141,8 @@ class ServiceView(ThrottleFirst, APIView):
         self.touched: Sequence[str] = [kwargs["tenant_id"]] if "tenant_id" in kwargs else []
         self.object_id = str(kwargs.get("run_id") or kwargs.get("rollout_id") or "")
         super().initial(request, *args, **kwargs)
-        self.query = self._validated_query(request)
+        # A method that is not offered is refused for that, whatever else is wrong.
+        self.query = self._validated_query(request) if request.method in self.allowed_methods else {}
 
     def finalize_response(self, request: Request, response: Response, *args: Any, **kwargs: Any) -> Response:
         if request.method not in {"GET", "HEAD", "OPTIONS"}:

@@ -59,7 +59,7 @@ _DESCRIPTIONS: Final = {
     "update_tenant": "Change a tenant's name or labels; what decides where its data is stays as it is.",
     "delete_tenant": "Forget a tenant. Its data stays, unless `drop` is asked for and `confirm` repeats its id.",
     "list_tenant_migrations": "What is applied in the tenant, when, and what is pending; read from the tenant now.",
-    "get_tenant_plan": "The steps from where the tenant stands now to the target; changes nothing. Pin it with its ETag.",
+    "get_tenant_plan": "The steps from where the tenant stands now to the target; changes nothing. Its ETag pins it.",
     "migrate_tenant": "Ask for a run that migrates the tenant to a target, or to the newest of every app.",
     "get_fleet_plan": "One plan for each distinct set of applied migrations, with the tenants that have it.",
     "migrate_all_tenants": "Ask for a rollout: a run for every tenant, shared tenants first.",
@@ -91,6 +91,7 @@ _REQUEST_EXAMPLES: Final = {
 }
 _ALWAYS: Final = (400, 401, 403, 405, 429, 500)
 _WITH_BODY: Final = (413, 415)
+_WITH_KEY: Final = (409, 422)
 
 IDEMPOTENCY_KEY = OpenApiParameter(
     "Idempotency-Key",
@@ -128,7 +129,10 @@ def documented(
     **options: Any,
 ) -> Callable[[Any], Any]:
     """extend_schema() with every error that the operation can answer with."""
-    codes = sorted({*_ALWAYS, *errors, *(_WITH_BODY if request is not None else ())})
+    parameters = list(parameters)
+    with_body = _WITH_BODY if request is not None else ()
+    with_key = _WITH_KEY if IDEMPOTENCY_KEY in parameters else ()
+    codes = sorted({*_ALWAYS, *errors, *with_body, *with_key})
     described = {status: _error(status) for status in codes}
     return extend_schema(
         operation_id=operation_id,
@@ -136,7 +140,7 @@ def documented(
         examples=_request_examples(operation_id),
         request=request,
         responses={**responses, **described},
-        parameters=list(parameters),
+        parameters=parameters,
         **options,
     )
 
@@ -160,7 +164,7 @@ def openapi() -> dict[str, Any]:
 
 
 def shared_problems(result: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
-    """A drf-spectacular hook: errors are application/problem+json, whatever the renderer, and each is described once."""
+    """A drf-spectacular hook: errors are application/problem+json, whatever the renderer, and described once."""
     shared = result["components"].setdefault("responses", {})
     for path in result["paths"].values():
         for operation in path.values():
@@ -176,6 +180,14 @@ def shared_problems(result: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
 def _only(content: Mapping[str, Any]) -> Any:
     [description] = content.values()
     return description
+
+
+def strict_requests(result: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+    """A drf-spectacular hook: request bodies with fields that are not known are refused."""
+    for name, component in result["components"]["schemas"].items():
+        if name.endswith("Request"):
+            component["additionalProperties"] = False
+    return result
 
 
 def with_health(result: dict[str, Any], **kwargs: Any) -> dict[str, Any]:

@@ -2,13 +2,14 @@
 
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import wraps
 from http import HTTPStatus
 from typing import Any, Final
 
 from django.core.exceptions import BadRequest, SuspiciousOperation
 from django.core.exceptions import PermissionDenied as DjangoPermissionDenied
-from django.http import Http404, HttpRequest, JsonResponse, UnreadablePostError
+from django.http import Http404, HttpRequest, HttpResponse, JsonResponse, UnreadablePostError
 from django.http.multipartparser import MultiPartParserError
 from rest_framework import exceptions as drf
 from rest_framework.response import Response
@@ -29,6 +30,7 @@ TYPE_PREFIX: Final = "urn:tenant-migrations:problem:"
 
 MALFORMED: Final = "The request is malformed."
 RETRY_AFTER: Final = 30  # seconds
+View = Callable[[HttpRequest], HttpResponse]
 
 # RFC 9110's names; Python has them from 3.13 on.
 TITLES: Final = {413: "Content Too Large", 422: "Unprocessable Content"}
@@ -45,6 +47,7 @@ STATUS_BY_CODE: Final[Mapping[str, int]] = {
     exceptions.InvalidOptions.code: 422,
     exceptions.InvalidTransition.code: 409,
     exceptions.IrreversibleMigration.code: 409,
+    exceptions.OutcomeUnknown.code: 502,
     exceptions.PlanChanged.code: 412,
     exceptions.PlanError.code: 409,
     exceptions.RunActive.code: 409,
@@ -177,6 +180,20 @@ def field_errors(detail: Any, place: str = "") -> Iterator[dict[str, str]]:
 
 def _json(status: int, code: str, detail: str) -> JsonResponse:
     return JsonResponse(problem(status, code, detail), status=status, content_type=MEDIA_TYPE)
+
+
+def safe_only(view: View) -> View:
+    """As Django's require_safe, which answers without a body."""
+
+    @wraps(view)
+    def answer(request: HttpRequest) -> HttpResponse:
+        if request.method in {"GET", "HEAD"}:
+            return view(request)
+        response = _json(405, "method_not_allowed", f"{request.method} is not allowed here; allowed: GET, HEAD.")
+        response["Allow"] = "GET, HEAD"
+        return response
+
+    return answer
 
 
 def bad_request(request: HttpRequest, exception: Exception) -> JsonResponse:

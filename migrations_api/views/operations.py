@@ -6,28 +6,32 @@ from typing import ClassVar
 from django.db import DatabaseError
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.views.decorators.cache import never_cache
-from django.views.decorators.http import require_safe
+from django.views.decorators.csrf import csrf_exempt
+from drf_spectacular.types import OpenApiTypes
 from prometheus_client import CONTENT_TYPE_LATEST
 from rest_framework.request import Request
 
 from migrations_api.models import Role
 from migrations_api.orchestrator.readiness import OK, checks
 from migrations_api.rest.base import ServiceView
+from migrations_api.rest.docs import documented
 from migrations_api.rest.metrics import cache
-from migrations_api.rest.problems import Problem
+from migrations_api.rest.problems import Problem, safe_only
 
 logger = logging.getLogger(__name__)
 
 
+@csrf_exempt
 @never_cache
-@require_safe
+@safe_only
 def healthz(request: HttpRequest) -> JsonResponse:
     """The process lives; says nothing of the database."""
     return JsonResponse({"status": OK})
 
 
+@csrf_exempt
 @never_cache
-@require_safe
+@safe_only
 def readyz(request: HttpRequest) -> JsonResponse:
     found = checks()
     ready = set(found.values()) == {OK}
@@ -36,8 +40,8 @@ def readyz(request: HttpRequest) -> JsonResponse:
 
 class MetricsView(ServiceView):
     required_roles: ClassVar = {"GET": Role.VIEWER}
-    schema = None
 
+    @documented("get_metrics", {(200, "text/plain"): OpenApiTypes.STR}, errors=[503])
     def get(self, request: Request) -> HttpResponse:
         try:
             page = cache.page()

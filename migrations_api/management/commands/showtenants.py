@@ -1,12 +1,10 @@
 import csv
-from io import StringIO
 from typing import Any
 
 from django.core.management.base import CommandParser
-from rich.console import Console
-from rich.table import Table
 
 from migrations_api.management.base import ServiceCommand
+from migrations_api.management.tables import write_table
 from migrations_api.orchestrator.fleet import Standing, standings
 from tenants.models import Isolation, Tenant
 
@@ -35,16 +33,7 @@ class Command(ServiceCommand):
             self.stdout.write("There are no tenants. Create one with: manage.py createtenant")
 
     def _write_table(self, rows: list[dict[str, Any]]) -> None:
-        table = Table(*[column.replace("_", " ") for column in COLUMNS], box=None, pad_edge=False)
-        for row in rows:
-            table.add_row(*[str(row[column]) for column in COLUMNS])
-        # Piped, the width is that of the content: a script or a file has no edge to wrap at.
-        width = None if self.stdout.isatty() else 10_000
-        console = Console(file=StringIO(), width=width, force_terminal=False, highlight=False, markup=False)
-        with console.capture() as capture:
-            console.print(table)
-        for line in capture.get().splitlines():
-            self.stdout.write(line.rstrip())
+        write_table(self.stdout, COLUMNS, [[str(row[column]) for column in COLUMNS] for row in rows])
         for row in rows:
             if row["detail"] or row["unknown"]:
                 unknown = f"applied, but unknown to this code: {', '.join(row['unknown'])}" if row["unknown"] else ""
