@@ -20,6 +20,7 @@ urlpatterns = [
     path("rollouts/<int:rollout_id>", rollouts.RolloutView.as_view(), name="rollout"),
     path("rollouts/<int:rollout_id>/runs", rollouts.RolloutRunsView.as_view(), name="rollout-runs"),
     path("rollouts/<int:rollout_id>/failures", rollouts.RolloutFailuresView.as_view(), name="rollout-failures"),
+    path("rollouts/<int:rollout_id>/events", rollouts.RolloutEventsView.as_view(), name="rollout-events"),
     path("rollouts/<int:rollout_id>/cancel", rollouts.RolloutCancelView.as_view(), name="rollout-cancel"),
     path("fleet", fleet.FleetView.as_view(), name="fleet"),
     path("healthz", operations.healthz, name="healthz"),

@@ -26,6 +26,7 @@ EXPECTED = {
     "runs": {"GET": "viewer"},
     "runs/<int:run_id>": {"GET": "viewer"},
     "runs/<int:run_id>/events": {"GET": "viewer"},
+    "rollouts/<int:rollout_id>/events": {"GET": "viewer"},
     "runs/<int:run_id>/cancel": {"POST": "operator"},
     "runs/<int:run_id>/retry": {"POST": "operator"},
     "rollouts": {"GET": "viewer"},

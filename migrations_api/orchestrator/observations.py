@@ -269,13 +269,17 @@ def fleet_plans(target: Target) -> FleetPlan:
     at: dict[Spot, list[str]] = {}
     problems: list[FleetPlanProblem] = []
     # Tuples: with rows of the models, most of an answer's time went into making them.
-    seen = Tenant.objects.filter(isolation__in=kinds).order_by("pk").values_list(
-        "pk",
-        "isolation",
-        "provisioned_at",
-        "observation__applied",
-        "observation__error_code",
-        "observation__detail",
+    seen = (
+        Tenant.objects.filter(isolation__in=kinds)
+        .order_by("pk")
+        .values_list(
+            "pk",
+            "isolation",
+            "provisioned_at",
+            "observation__applied",
+            "observation__error_code",
+            "observation__detail",
+        )
     )
     for tenant_id, isolation, provisioned_at, applied, error_code, detail in seen.iterator(chunk_size=2000):
         if applied is not None:

@@ -1,7 +1,8 @@
 """202 answers: where to follow what was accepted, and the wait that the caller asked for."""
 
 import time
-from collections.abc import Callable
+from functools import wraps
+from threading import BoundedSemaphore
 from typing import Any
 
 from django.db.models import Model
@@ -12,11 +13,15 @@ from rest_framework.response import Response
 
 from migrations_api.models import MigrationRun, Rollout
 from migrations_api.orchestrator.rollouts import counts_by_rollout
+from migrations_api.rest.idempotency import Handler, idempotent
 from migrations_api.rest.preconditions import requested_wait
 from migrations_api.serializers import MigrationRunSerializer, RolloutSerializer
 from migrations_api.states import ACTIVE_ROLLOUT_STATES, ACTIVE_RUN_STATES
 
 POLL = 0.1  # seconds
+# Each holds a thread of the web server, and other requests need some too.
+MAX_WAITERS = 4
+_waiters = BoundedSemaphore(MAX_WAITERS)
 
 
 def accepted_run(request: Request, run: MigrationRun) -> Response:
@@ -34,15 +39,30 @@ def _accepted(request: Request, data: Any, location: str) -> Response:
     return Response(data, status=status.HTTP_202_ACCEPTED, headers=headers)
 
 
-def waited(request: Request, accept: Callable[..., Response], **arguments: Any) -> Response:
-    """What `accept` answers, as things stand when the run or rollout has ended or `Prefer: wait` is over.
+def accepting(handler: Handler) -> Handler:
+    """Decorate a view's `post` that answers 202: carried out once per Idempotency-Key, then waited for as preferred.
 
-    `accept` ends its transaction itself: before that no coordinator sees the row.
+    The wait comes after the transaction: before that no coordinator sees the row.
     """
-    seconds = requested_wait(request)
-    response = accept(request, **arguments)
-    if not seconds or response.status_code != status.HTTP_202_ACCEPTED:
+    accept = idempotent(handler)
+
+    @wraps(handler)
+    def post(view: Any, request: Request, **arguments: Any) -> Response:
+        seconds = requested_wait(request)
+        response = accept(view, request, **arguments)
+        # A preference: when too many wait already, the answer comes at once and does not say that it was applied.
+        if seconds and response.status_code == status.HTTP_202_ACCEPTED and _waiters.acquire(blocking=False):
+            try:
+                return _waited(response, seconds)
+            finally:
+                _waiters.release()
         return response
+
+    return post
+
+
+def _waited(response: Response, seconds: int) -> Response:
+    """The response once more, as things stand when the run or rollout has ended or the time is over."""
     is_run = "tenant_id" in response.data
     model: type[Model] = MigrationRun if is_run else Rollout
     active = ACTIVE_RUN_STATES if is_run else ACTIVE_ROLLOUT_STATES

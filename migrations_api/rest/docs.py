@@ -65,6 +65,7 @@ _DESCRIPTIONS: Final = {
     "migrate_all_tenants": "Ask for a rollout: a run for every tenant, shared tenants first.",
     "list_runs": "Runs, the newest first.",
     "get_run": "One run with its steps. It has ended once `finished_at` is set; `state` says how.",
+    "stream_rollout_events": "A rollout's progress as server-sent events, until it ends.",
     "stream_run_events": "A run's progress as server-sent events, until it ends. Polling the run tells as much.",
     "cancel_run": "Cancel a run: at once if it is pending, otherwise after the step in flight.",
     "retry_run": "Ask once more for what a run that has ended was asked for; the new run's `retry_of` names it.",

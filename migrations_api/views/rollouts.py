@@ -1,5 +1,7 @@
 from typing import ClassVar
 
+from django.http import StreamingHttpResponse
+from drf_spectacular.types import OpenApiTypes
 from rest_framework.generics import get_object_or_404
 from rest_framework.request import Request
 from rest_framework.response import Response
@@ -8,11 +10,11 @@ from migrations_api.exceptions import RunActive
 from migrations_api.models import Role, Rollout
 from migrations_api.orchestrator import requests, rollouts, verbs
 from migrations_api.rest import docs
-from migrations_api.rest.accepted import accepted_rollout, rollout_data, waited
+from migrations_api.rest.accepted import accepted_rollout, accepting, rollout_data
 from migrations_api.rest.asking import ALL, request_of
-from migrations_api.rest.base import ServiceView
+from migrations_api.rest.base import EventStreamRenderer, ServiceView
 from migrations_api.rest.docs import documented
-from migrations_api.rest.idempotency import idempotent
+from migrations_api.rest.events import rollout_events
 from migrations_api.rest.pages import page_of
 from migrations_api.rest.pagination import paginate
 from migrations_api.serializers import (
@@ -24,7 +26,7 @@ from migrations_api.serializers import (
     RolloutRunsQuerySerializer,
     RolloutSerializer,
 )
-from migrations_api.views.runs import summaries
+from migrations_api.views.runs import streamed, summaries
 from tenants.models import Tenant
 
 
@@ -43,11 +45,8 @@ class MigrateAllView(ServiceView):
         request=MigrateAllRequestSerializer,
         parameters=[docs.IDEMPOTENCY_KEY, docs.PREFER, docs.LOCATION],
     )
+    @accepting
     def post(self, request: Request) -> Response:
-        return waited(request, self.accept)
-
-    @idempotent
-    def accept(self, request: Request) -> Response:
         body = self.body(MigrateAllRequestSerializer).validated_data
         tenants = Tenant.objects.filter(**{"isolation": body["isolation"]} if body["isolation"] else {})
         asked = request_of(request, body, subject=ALL)
@@ -99,6 +98,16 @@ class RolloutFailuresView(ServiceView):
         return Response(FailureGroupSerializer(rollouts.failure_groups(get_rollout(rollout_id)), many=True).data)
 
 
+class RolloutEventsView(ServiceView):
+    required_roles: ClassVar = {"GET": Role.VIEWER}
+    renderer_classes = (EventStreamRenderer,)
+
+    @documented("stream_rollout_events", {(200, "text/event-stream"): OpenApiTypes.STR}, errors=[404, 503])
+    def get(self, request: Request, rollout_id: int) -> StreamingHttpResponse:
+        get_rollout(rollout_id)
+        return streamed(rollout_events(rollout_id, last_event_id=request.headers.get("Last-Event-ID", "")))
+
+
 class RolloutCancelView(ServiceView):
     required_roles: ClassVar = {"POST": Role.OPERATOR}
     action_name = "cancel_rollout"
@@ -110,11 +119,8 @@ class RolloutCancelView(ServiceView):
         request=EmptyRequestSerializer,
         parameters=[docs.IDEMPOTENCY_KEY, docs.PREFER, docs.LOCATION],
     )
+    @accepting
     def post(self, request: Request, rollout_id: int) -> Response:
-        return waited(request, self.accept, rollout_id=rollout_id)
-
-    @idempotent
-    def accept(self, request: Request, rollout_id: int) -> Response:
         self.body(EmptyRequestSerializer)
         rollout = get_rollout(rollout_id)
         verbs.cancel_rollout(rollout)

@@ -1,3 +1,4 @@
+from collections.abc import Iterator
 from typing import ClassVar
 
 from django.http import StreamingHttpResponse
@@ -9,12 +10,11 @@ from rest_framework.response import Response
 from migrations_api.models import MigrationRun, RequestedVia, Role
 from migrations_api.orchestrator import verbs
 from migrations_api.rest import docs
-from migrations_api.rest.accepted import accepted_run, run_data, waited
+from migrations_api.rest.accepted import accepted_run, accepting, run_data
 from migrations_api.rest.asking import grave_words
 from migrations_api.rest.base import EventStreamRenderer, ServiceView
 from migrations_api.rest.docs import documented
 from migrations_api.rest.events import run_events
-from migrations_api.rest.idempotency import idempotent
 from migrations_api.rest.pages import page_of
 from migrations_api.rest.pagination import paginate
 from migrations_api.rest.permissions import require_role, role_of
@@ -64,11 +64,12 @@ class RunEventsView(ServiceView):
     @documented("stream_run_events", {(200, "text/event-stream"): OpenApiTypes.STR}, errors=[404, 503])
     def get(self, request: Request, run_id: int) -> StreamingHttpResponse:
         get_run(run_id)
-        return StreamingHttpResponse(
-            run_events(run_id, last_event_id=request.headers.get("Last-Event-ID", "")),
-            content_type="text/event-stream",
-            headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
-        )
+        return streamed(run_events(run_id, last_event_id=request.headers.get("Last-Event-ID", "")))
+
+
+def streamed(events: Iterator[bytes]) -> StreamingHttpResponse:
+    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+    return StreamingHttpResponse(events, content_type="text/event-stream", headers=headers)
 
 
 class RunCancelView(ServiceView):
@@ -82,11 +83,8 @@ class RunCancelView(ServiceView):
         request=EmptyRequestSerializer,
         parameters=[docs.IDEMPOTENCY_KEY, docs.PREFER, docs.LOCATION],
     )
+    @accepting
     def post(self, request: Request, run_id: int) -> Response:
-        return waited(request, self.accept, run_id=run_id)
-
-    @idempotent
-    def accept(self, request: Request, run_id: int) -> Response:
         self.body(EmptyRequestSerializer)
         run = get_run(run_id)
         self.touched = [run.tenant_id]
@@ -105,11 +103,8 @@ class RunRetryView(ServiceView):
         request=EmptyRequestSerializer,
         parameters=[docs.IDEMPOTENCY_KEY, docs.PREFER, docs.LOCATION],
     )
+    @accepting
     def post(self, request: Request, run_id: int) -> Response:
-        return waited(request, self.accept, run_id=run_id)
-
-    @idempotent
-    def accept(self, request: Request, run_id: int) -> Response:
         self.body(EmptyRequestSerializer)
         run = get_run(run_id)
         self.touched = [run.tenant_id]

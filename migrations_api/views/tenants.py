@@ -11,11 +11,11 @@ from migrations_api.orchestrator.fleet import migration_records, plan_for
 from migrations_api.orchestrator.observations import statuses_filter, stored_standings
 from migrations_api.plan import Target
 from migrations_api.rest import docs
-from migrations_api.rest.accepted import accepted_run, waited
+from migrations_api.rest.accepted import accepted_run, accepting
 from migrations_api.rest.asking import request_of
 from migrations_api.rest.base import ServiceView
 from migrations_api.rest.docs import documented
-from migrations_api.rest.idempotency import idempotent, idempotent_outside
+from migrations_api.rest.idempotency import idempotent_outside
 from migrations_api.rest.pages import page_of
 from migrations_api.rest.pagination import paginate
 from migrations_api.rest.preconditions import etag, expected_digest
@@ -128,11 +128,8 @@ class TenantMigrateView(ServiceView):
         request=MigrateRequestSerializer,
         parameters=[docs.IDEMPOTENCY_KEY, docs.IF_MATCH, docs.PREFER, docs.LOCATION],
     )
+    @accepting
     def post(self, request: Request, tenant_id: str) -> Response:
-        return waited(request, self.accept, tenant_id=tenant_id)
-
-    @idempotent
-    def accept(self, request: Request, tenant_id: str) -> Response:
         tenant = self.tenant()
         asked = request_of(request, self.body(MigrateRequestSerializer).validated_data, subject=tenant_id)
         if digest := expected_digest(request):
