@@ -92,7 +92,8 @@ if not DATABASE_URL:
     EMBEDDED_POSTGRES = embedded_postgres.EmbeddedPostgres(BASE_DIR / "var" / "postgres")
     DATABASE_URL = EMBEDDED_POSTGRES.url("control_plane")
     TENANT_DATABASES.setdefault("shop", database_settings("shop", EMBEDDED_POSTGRES.url("shop")))
-DATABASES = {"default": database_settings("default", DATABASE_URL)}
+# A thread of the web server keeps its connection; connecting is half of a short request.
+DATABASES = {"default": {**database_settings("default", DATABASE_URL), "CONN_MAX_AGE": 60, "CONN_HEALTH_CHECKS": True}}
 
 # Callers come by HTTPS, but for a machine of one's own: there the embedded server, or DEBUG, says so.
 HTTPS = env_bool("HTTPS", default=not DEBUG and EMBEDDED_POSTGRES is None)

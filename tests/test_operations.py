@@ -142,6 +142,15 @@ def test_metrics__counts_runs_rollouts_and_tenants(make_run: Make) -> None:
     assert found[("coordinators",)] == 1
 
 
+def test_metrics__runs_of_less_than_a_second_are_told_apart(make_run: Make) -> None:
+    now = timezone.now()
+    for milliseconds in (50, 300, 700):
+        make_run("succeeded", started_at=now - timedelta(milliseconds=milliseconds), finished_at=now)
+    found = values()
+    assert [found["run_duration_seconds_bucket", bound] for bound in ("0.1", "0.5", "1")] == [1, 2, 3]
+    assert found[("run_duration_seconds_sum",)] == pytest.approx(1.05)
+
+
 @pytest.mark.django_db
 def test_metrics__of_an_empty_service() -> None:
     found = values()

@@ -40,7 +40,6 @@ def test_schema__holds_for_a_role(
                 f"--url={live}",
                 "--no-color",
                 "--continue-on-failure",
-                "--checks=all",
             ],
             *(["--header", f"Authorization: Bearer {token}"] if token else []),
             *(LONG if SECONDS else EXAMPLES),
