@@ -3,6 +3,7 @@
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
+from typing import Any
 
 from django.db import transaction
 from django.utils import timezone
@@ -10,6 +11,7 @@ from django.utils import timezone
 from migrations_api.exceptions import InvalidOptions, PlanChanged, RunActive, TooManyRuns
 from migrations_api.executor import Options
 from migrations_api.models import MigrationRun, RequestedVia, Rollout
+from migrations_api.orchestrator import observations
 from migrations_api.orchestrator.abandoned import settle_abandoned
 from migrations_api.orchestrator.fleet import plan_for
 from migrations_api.orchestrator.sources import concerned_kinds, require_target
@@ -18,7 +20,7 @@ from migrations_api.states import RunState
 from tenants.conf import load_conf
 from tenants.exceptions import TenantNotFound
 from tenants.models import Isolation, Tenant
-from tenants.provisioning import forget_tenant
+from tenants.provisioning import create_tenant, forget_tenant
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +38,13 @@ def get_tenant(tenant_id: str) -> Tenant:
         return Tenant.objects.get(pk=tenant_id)
     except (Tenant.DoesNotExist, ValueError) as error:
         raise TenantNotFound(tenant_id) from error
+
+
+def create(**values: Any) -> Tenant:
+    """create_tenant(), and a first look at where the new tenant stands."""
+    tenant = create_tenant(**values)
+    observations.refresh([tenant])
+    return tenant
 
 
 def forget(tenant: Tenant, *, drop: bool) -> None:

@@ -34,7 +34,6 @@ from migrations_api.serializers import (
 )
 from tenants.models import Tenant
 from tenants.names import validate_name
-from tenants.provisioning import create_tenant
 
 
 def tenant_data(tenants: list[Tenant]) -> Any:
@@ -63,7 +62,7 @@ class TenantsView(ServiceView):
     def post(self, request: Request) -> Response:
         body = self.body(CreateTenantRequestSerializer).validated_data
         self.touched = [body["tenant_id"]]
-        tenant = create_tenant(**body)
+        tenant = requests.create(**body)
         location = request.build_absolute_uri(reverse("tenant", kwargs={"tenant_id": tenant.tenant_id}))
         return Response(tenant_data([tenant])[0], status=201, headers={"Location": location})
 

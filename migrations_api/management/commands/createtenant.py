@@ -6,12 +6,11 @@ from django.db import DEFAULT_DB_ALIAS
 from migrations_api.management.base import EXIT_USAGE, ServiceCommand, label
 from migrations_api.management.commands.migratetenant import carry_out
 from migrations_api.orchestrator.observations import stored_standings
-from migrations_api.orchestrator.requests import Request, request_run
+from migrations_api.orchestrator.requests import Request, create, request_run
 from migrations_api.serializers import TenantSerializer
 from tenants.exceptions import InvalidName
 from tenants.models import Isolation
 from tenants.names import validate_name, validate_tenant_id
-from tenants.provisioning import create_tenant
 from tenants.servers import server_aliases
 
 
@@ -31,7 +30,7 @@ class Command(ServiceCommand):
 
     def handle(self, *, register_only: bool, migrate: bool, **options: Any) -> None:
         answers = self._ask(options) if options["interactive"] else self._given(options)
-        tenant = create_tenant(**answers, labels=dict(options["labels"]), provision=not register_only)
+        tenant = create(**answers, labels=dict(options["labels"]), provision=not register_only)
         if options["format"] == "json":
             standings = stored_standings([tenant])
             self.write_json(TenantSerializer(tenant, context={"standings": standings}).data)
