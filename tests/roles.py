@@ -15,14 +15,17 @@ _numbers = itertools.count()
 
 
 @contextmanager
-def role(attributes: str = "LOGIN") -> Iterator[dict[str, Any]]:
-    """Settings of the server `shop` for a new user; the user and all that it owns there is dropped afterwards."""
-    shop = catalog.dsn(settings.TENANT_DATABASES["shop"])
+def role(attributes: str = "LOGIN", *, password: str = PASSWORD) -> Iterator[dict[str, Any]]:
+    """Settings of the server `shop` for a new user; the user and all that it has been given is dropped afterwards."""
+    shop, plane = (catalog.dsn(each) for each in (settings.TENANT_DATABASES["shop"], settings.DATABASES["default"]))
     name = f"user{next(_numbers)}_{settings.SUFFIX}"
     user = sql.Identifier(name)
-    catalog.query(shop, sql.SQL("CREATE ROLE {} PASSWORD %s " + attributes).format(user), [PASSWORD])
+    catalog.query(shop, sql.SQL("CREATE ROLE {} PASSWORD %s " + attributes).format(user), [password])
+    # Who only has CREATEROLE may drop what a user owns as a member of it.
+    catalog.query(shop, sql.SQL("GRANT {} TO CURRENT_USER").format(user))
     try:
-        yield {**settings.TENANT_DATABASES["shop"], "USER": name, "PASSWORD": PASSWORD}
+        yield {**settings.TENANT_DATABASES["shop"], "USER": name, "PASSWORD": password}
     finally:
-        catalog.query(shop, sql.SQL("DROP OWNED BY {} CASCADE").format(user))
+        for database in (shop, plane):
+            catalog.query(database, sql.SQL("DROP OWNED BY {} CASCADE").format(user))
         catalog.query(shop, sql.SQL("DROP ROLE {}").format(user))

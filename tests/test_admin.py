@@ -141,8 +141,8 @@ def test_run__search_by_tenant(root: Client, records: Any) -> None:
 
     listed = root.get(page(MigrationRun, "changelist"), {"q": "gone"}).content.decode()
 
-    assert "1 migration run" in listed
     assert 'field-tenant_id">gone' in listed
+    assert 'field-tenant_id">acme' not in listed
 
 
 @pytest.mark.parametrize("model", [Tenant, TenantObservation, AuditEntry, IdempotencyRecord, ApiToken])

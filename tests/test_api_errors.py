@@ -12,7 +12,7 @@ from rest_framework.test import APIClient
 from migrations_api.models import AuditEntry, MigrationRun
 from migrations_api.rest.events import TooManyStreams
 from migrations_api.rest.problems import STATUS_BY_CODE
-from migrations_api.views.tenants import TenantMigrateView, TenantsView
+from migrations_api.views.tenants import TenantsView
 from tenants.exceptions import ServiceError
 from tenants.models import Tenant
 from tests.http_api import refused, registered
@@ -418,8 +418,8 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*arguments: Any, **named: Any) -> None:
         raise SecretError("p@ss:w/rd#")
 
-    for view, method in ((TenantsView, "get"), (TenantMigrateView, "accept")):
-        monkeypatch.setattr(view, method, fail)
+    monkeypatch.setattr(TenantsView, "get", fail)
+    monkeypatch.setattr("migrations_api.orchestrator.requests.request_run", fail)
     monkeypatch.setattr("service.urls.admin.site.login", fail)
 
 

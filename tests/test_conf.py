@@ -64,7 +64,7 @@ def test_conf__some_times_cannot_be_0(settings: Any, key: str) -> None:
 @pytest.mark.parametrize("value", [0, 3599.9, True, "86400", None, float("inf")])
 def test_conf__idempotency_keys_are_kept_for_an_hour_or_longer(settings: Any, value: object) -> None:
     settings.TENANT_MIGRATIONS = {"idempotency_ttl": value}
-    with pytest.raises(ValueError, match="^'idempotency_ttl' is .*; it takes a number of at least 3600\\.$"):
+    with pytest.raises(ValueError, match=r"^'idempotency_ttl' is .*; it takes a number of at least 3600\.$"):
         load_conf()
 
 

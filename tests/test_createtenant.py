@@ -11,6 +11,7 @@ from tenants.backends import backend_for
 from tenants.models import Isolation, Tenant
 from tests import catalog
 from tests.command_line import Result, manage
+from tests.roles import role
 
 SCHEMA = ["--isolation=schema", "--database=shop", "--no-input"]
 
@@ -276,15 +277,10 @@ def test_control_plane__is_no_tenant() -> None:
     [(Isolation.SCHEMA, "grant it CREATE on the database."), (Isolation.DATABASE, "grant it CREATEDB.")],
 )
 def test_no_right_to_provision__leaves_nothing(settings: Any, isolation: str, right: str) -> None:
-    role = f"mere_{configured.SUFFIX}"
-    catalog.query(shop(), f"CREATE ROLE {role} LOGIN PASSWORD 'secret-word'")
-    mere = {**configured.TENANT_DATABASES["shop"], "USER": role, "PASSWORD": "secret-word"}
-    settings.TENANT_DATABASES = {**configured.TENANT_DATABASES, "mere": mere}
     before = (catalog.schemas(shop()), catalog.databases())
-    try:
+    with role() as mere:
+        settings.TENANT_DATABASES = {**configured.TENANT_DATABASES, "mere": mere}
         result = manage("createtenant", "--tenant-id=acme", f"--isolation={isolation}", "--database=mere", "--no-input")
-    finally:
-        catalog.query(shop(), f"DROP ROLE {role}")
 
     assert result.code == 1
     assert result.err.startswith("CommandError: The user of server 'mere' may not create ")

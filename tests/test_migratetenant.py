@@ -12,6 +12,7 @@ from migrations_api.models import MigrationRun, RunStep
 from tenants.models import Isolation, Tenant
 from tests import catalog
 from tests.command_line import manage
+from tests.roles import role
 
 STEPS = [
     "users/0001_initial.py",
@@ -377,12 +378,9 @@ def test_wrong_password__is_not_shown(make_tenant: Callable[..., Tenant], poor: 
 @pytest.fixture
 def poor(plane: None, settings: Any) -> Any:
     """A role that may connect and nothing more, as the user of server `poor`."""
-    role, server = f"poor_{configured.SUFFIX}", catalog.dsn(configured.TENANT_DATABASES["shop"])
-    catalog.query(server, f"CREATE ROLE {role} LOGIN PASSWORD 'secret-word'")
-    poor = {**configured.TENANT_DATABASES["shop"], "USER": role, "PASSWORD": "secret-word"}
-    settings.TENANT_DATABASES = {**configured.TENANT_DATABASES, "poor": poor}
-    yield role
-    catalog.query(server, f"DROP OWNED BY {role}; DROP ROLE {role}")
+    with role() as poor:
+        settings.TENANT_DATABASES = {**configured.TENANT_DATABASES, "poor": poor}
+        yield poor["USER"]
 
 
 def test_no_permission__names_user_and_place(make_tenant: Callable[..., Tenant], poor: str) -> None:

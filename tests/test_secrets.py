@@ -28,6 +28,7 @@ from tenants.models import Tenant
 from tests import catalog
 from tests.broken.orders_leaks import __name__ as broken_package
 from tests.processes import GIVE_UP, ROOT, wait_until
+from tests.roles import role
 
 ROW = "ada.lovelace@rows.example"
 MALFORMED = [
@@ -139,28 +140,29 @@ class Story:
 @pytest.fixture
 def servers(plane: None) -> Iterator[dict[str, str]]:
     """URLs of the control plane and the shop, each with a user and a password of its own that the server checks."""
-    server = configured.DATABASES["default"]
-    users = {"plane": PLANE, "shop": SHOP, "vault": VAULT}
-    names = {name: f"{name}_{configured.SUFFIX}" for name in users}
-    maintenance = catalog.dsn({**server, "NAME": "postgres"})
-    for name, password in users.items():
-        create = sql.SQL("CREATE ROLE {} SUPERUSER LOGIN PASSWORD %s").format(sql.Identifier(names[name]))
-        catalog.query(maintenance, create, [password])
-    yield {**{name: url(names[name], password) for name, password in users.items()}, "vault_user": names["vault"]}
-    for name in names.values():
-        for database in (server["NAME"], configured.SHOP):
-            owned = sql.SQL("DROP OWNED BY {} CASCADE").format(sql.Identifier(name))
-            catalog.query(catalog.dsn({**server, "NAME": database}), owned)
-        catalog.query(maintenance, sql.SQL("DROP ROLE {}").format(sql.Identifier(name)))
+    database, server = configured.DATABASES["default"], configured.TENANT_DATABASES["shop"]
+    with role(password=PLANE) as keeper, role(password=SHOP) as seller, role(password=VAULT) as guard:
+        for kind in ("TABLES", "SEQUENCES"):
+            grant(database, f"ALL ON ALL {kind} IN SCHEMA public", keeper)
+        for each in (seller, guard):
+            grant(server, f"CREATE ON DATABASE {configured.SHOP}", each)
+        yield {
+            "plane": url({**keeper, "NAME": database["NAME"]}),
+            "shop": url(seller),
+            "vault_user": guard["USER"],
+        }
 
 
-def url(user: str, password: str) -> str:
-    server = configured.DATABASES["default"]
-    database = server["NAME"] if user.startswith("plane") else configured.SHOP
-    credentials = f"{user}:{quote(password, safe='')}"
+def grant(database: dict[str, Any], right: str, user: dict[str, Any]) -> None:
+    statement = sql.SQL(f"GRANT {right} TO {{}}").format(sql.Identifier(user["USER"]))
+    catalog.query(catalog.dsn(database), statement)
+
+
+def url(server: dict[str, Any]) -> str:
+    credentials = f"{server['USER']}:{quote(server['PASSWORD'], safe='')}"
     if folder := server.get("OPTIONS", {}).get("host"):
-        return f"postgresql://{credentials}@:{server['PORT']}/{database}?host={quote(folder)}"
-    return f"postgresql://{credentials}@{server['HOST']}:{server['PORT'] or 5432}/{database}"
+        return f"postgresql://{credentials}@:{server['PORT']}/{server['NAME']}?host={quote(folder)}"
+    return f"postgresql://{credentials}@{server['HOST']}:{server['PORT'] or 5432}/{server['NAME']}"
 
 
 @pytest.fixture

@@ -185,7 +185,7 @@ def _only(content: Mapping[str, Any]) -> Any:
 
 def strict_requests(result: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
     """A drf-spectacular hook: request bodies with fields that are not known are refused."""
-    for name, component in result["components"]["schemas"].items():
+    for name, component in result["components"].get("schemas", {}).items():
         if name.endswith("Request"):
             component["additionalProperties"] = False
     return result

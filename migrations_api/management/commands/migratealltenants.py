@@ -1,14 +1,9 @@
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 from django.core.management.base import CommandError, CommandParser
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from migrations_api.dispatch.base import Emit
-from migrations_api.events import Event, RunEnded
 from migrations_api.management.base import (
     EXIT_FAILED,
     EXIT_SOME_FAILED,
@@ -21,6 +16,7 @@ from migrations_api.management.base import (
 from migrations_api.management.interrupt import graceful_stop
 from migrations_api.management.plans import write_plan
 from migrations_api.management.presenter import FAILED, NOT_STARTED, STOPPED, FleetPresenter, explain, result_of
+from migrations_api.management.progress import with_bar, without_bar
 from migrations_api.models import Rollout
 from migrations_api.orchestrator.fleet import plans_for
 from migrations_api.orchestrator.requests import Request, request_rollout
@@ -88,15 +84,19 @@ class Command(ServiceCommand):
         verbosity: int,
         **options: Any,
     ) -> None:
-        presenter = FleetPresenter(
-            self.stdout,
-            self.style,
-            verbosity=0 if format == "json" else verbosity,
+        quiet = format == "json" or verbosity < 1
+        make = partial(
+            FleetPresenter,
+            style=self.style,
+            verbosity=0 if quiet else verbosity,
             live=executor == "sequential",
             continues=on_error == Rollout.OnError.CONTINUE,
         )
         rollout, busy = request_rollout(tenants, request, on_error=on_error)
-        with graceful_stop(self.stderr.write) as should_stop, self._progress(presenter, rollout, verbosity) as emit:
+        shown = (
+            nullcontext(without_bar(make, self.stdout)) if quiet else with_bar(make, self.stdout, rollout.runs.count())
+        )
+        with graceful_stop(self.stderr.write) as should_stop, shown as (presenter, emit):
             rollout = drive(
                 rollout, executor=executor, max_concurrency=max_concurrency, emit=emit, should_stop=should_stop
             )
@@ -119,21 +119,3 @@ class Command(ServiceCommand):
     def _verdict(self, results: dict[str, str]) -> str:
         bad = sum(result in UNFINISHED for result in results.values())
         return f"{bad} of {len(results)} tenants {'was' if bad == 1 else 'were'} not migrated."
-
-    @contextmanager
-    def _progress(self, presenter: Emit, rollout: Rollout, verbosity: int) -> Iterator[Emit]:
-        """On a terminal, a bar on stderr beside the lines on stdout; nothing where either is piped."""
-        if verbosity < 1 or not sys.stderr.isatty() or sys.stdout.isatty():
-            yield presenter
-            return
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=Console(stderr=True), auto_refresh=False) as bar:
-            task = bar.add_task("tenants", total=rollout.runs.count())
-
-            def emit(event: Event) -> None:
-                presenter(event)
-                if isinstance(event, RunEnded):
-                    bar.advance(task)
-                    bar.refresh()
-
-            yield emit
