@@ -5,7 +5,7 @@ PORT ?= 8000
 RUN = $(VENV)/bin/python
 NODE_MODULES = tests/typescript/node_modules
 
-.PHONY: demo serve test lint bench openapi fuzz test-django6 stop clean
+.PHONY: demo serve test coverage lint bench openapi fuzz test-django6 stop clean
 
 demo: $(VENV)/installed
 	$(RUN) manage.py demo --port=$(PORT)
@@ -16,6 +16,9 @@ serve: $(VENV)/installed
 	$(RUN) manage.py serve --port=$(PORT)
 
 test: lint $(NODE_MODULES)/installed
+	$(RUN) -m pytest
+
+coverage: $(NODE_MODULES)/installed
 	$(RUN) -m coverage run -m pytest
 	$(RUN) -m coverage report
 

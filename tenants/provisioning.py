@@ -1,6 +1,7 @@
 """Create and forget tenants: the row and the schema or database behind it."""
 
 import logging
+from typing import Any
 
 from django.db import IntegrityError, transaction
 from django.utils import timezone
@@ -32,7 +33,8 @@ def create_tenant(
 ) -> Tenant:
     """Register a tenant and, with `provision`, make its schema or database.
 
-    An empty schema or database left behind by a call that was killed is taken over. Raises InvalidName, TenantExists,
+    What a call that was killed left behind, or one that only registered, is taken over if it is empty; a name and
+    labels given now are the ones that count. Raises InvalidName, TenantExists,
     AlreadyProvisioned, IsControlPlane, ServerNotConfigured or what the server answers; then neither a row nor anything
     that this call made is left, and nothing else was touched.
     """
@@ -48,18 +50,30 @@ def create_tenant(
         if unfinished:
             raise _exists(tenant)
         return tenant
-    try:
-        _provision(tenant, take_over=unfinished)
-    except HomeLeftBehind:
-        raise
-    except BaseException:
-        # Whatever stopped this call, SIGINT included, the row must not outlive it.
-        if not unfinished:
-            tenant.delete()
-        raise
-    Tenant.objects.filter(pk=tenant.pk).update(provisioned_at=timezone.now())
+    given = {key: value for key, value in {"name": name, "labels": labels}.items() if value}
+    if stopped := _finish(tenant, given, take_over=unfinished):
+        raise stopped
     tenant.refresh_from_db()
     return tenant
+
+
+def _finish(tenant: Tenant, given: dict[str, Any], *, take_over: bool) -> BaseException | None:
+    """Provision under the row's lock; what stopped that is returned, so that the row's end is committed with it."""
+    with transaction.atomic():
+        # Another call for the same tenant waits here, and so does one that forgets it.
+        row = Tenant.objects.select_for_update(no_key=True).filter(pk=tenant.pk).first()
+        if row is None or row.provisioned_at is not None:
+            raise TenantExists(f"Somebody else has just created or forgotten tenant '{tenant.tenant_id}'.")
+        try:
+            _provision(tenant, take_over=take_over)
+        except HomeLeftBehind as error:
+            return error
+        except BaseException as error:  # noqa: BLE001 - whatever stopped it, SIGINT included, the row must not outlive it
+            if not take_over:
+                tenant.delete()
+            return error
+        Tenant.objects.filter(pk=tenant.pk).update(provisioned_at=timezone.now(), **given)
+    return None
 
 
 def _register(tenant: Tenant) -> bool:

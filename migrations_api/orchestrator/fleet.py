@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from enum import StrEnum
+from typing import Final
 
 from django.db.backends.utils import CursorWrapper
 from django.db.models import Exists, OuterRef
@@ -20,10 +21,14 @@ from migrations_api.states import RunState
 from tenants.backends import backend_for
 from tenants.backends.base import server_cursor
 from tenants.conf import load_conf
-from tenants.exceptions import IsControlPlane, NotProvisioned, ServiceError
+from tenants.driver_errors import translated
+from tenants.exceptions import IsControlPlane, NotProvisioned, ServerUnreachable, ServiceError
 from tenants.models import Isolation, Tenant
 from tenants.servers import DatabaseSettings
 from tenants.sessions import refuse_control_plane
+
+
+LOCK_TIMEOUT: Final = "1s"
 
 
 class TenantStatus(StrEnum):
@@ -109,6 +114,8 @@ def observe(tenants: Iterable[Tenant]) -> dict[str, Observation]:
 def _observe_database(settings: DatabaseSettings, tenants: Sequence[Tenant]) -> dict[str, Observation]:
     try:
         with server_cursor(settings) as cursor:
+            # A table that somebody has locked must not keep the rest of the fleet from being seen.
+            cursor.execute("SELECT set_config('lock_timeout', %s, false)", [LOCK_TIMEOUT])
             return dict(_observe_schemas(cursor, tenants))
     except ServiceError as error:
         return {tenant.tenant_id: Observation(error=error) for tenant in tenants}
@@ -122,33 +129,44 @@ def _observe_schemas(cursor: CursorWrapper, tenants: Sequence[Tenant]) -> Iterat
         [[TABLE, Tenant._meta.db_table], [tenant.schema_name for tenant in tenants]],
     )
     present: dict[str, list[str]] = dict(cursor.fetchall())
-    recorded = [tenant for tenant in tenants if TABLE in present.get(tenant.schema_name, [])]
-    rows = _read_rows(cursor, [tenant.schema_name for tenant in recorded])
-    for tenant in tenants:
-        if tenant.schema_name not in present:
-            error: ServiceError = NotProvisioned(f"The schema '{tenant.schema_name}' does not exist.")
-            yield tenant.tenant_id, Observation(error=error)
-        elif Tenant._meta.db_table in present[tenant.schema_name]:
-            yield (
-                tenant.tenant_id,
-                Observation(error=IsControlPlane(f"Tenant '{tenant.tenant_id}' is a control plane.")),
-            )
-        else:
-            yield tenant.tenant_id, Observation(applied=rows.get(tenant.schema_name, {}))
-
-
-def _read_rows(cursor: CursorWrapper, schemas: Sequence[str]) -> dict[str, dict[Key, datetime]]:
-    """One statement per batch: each schema in it costs locks, and a statement over all of a fleet ran out of them."""
+    recorded = [tenant.schema_name for tenant in tenants if TABLE in present.get(tenant.schema_name, [])]
     size = load_conf().read_batch
-    rows: defaultdict[str, dict[Key, datetime]] = defaultdict(dict)
+    read: dict[str, Observation] = {}
+    for start in range(0, len(recorded), size):
+        read |= _read_batch(cursor, recorded[start : start + size])
+    for tenant in tenants:
+        yield tenant.tenant_id, _observation(tenant, present.get(tenant.schema_name), read)
+
+
+def _observation(tenant: Tenant, tables: list[str] | None, read: dict[str, Observation]) -> Observation:
+    if tables is None:
+        return Observation(error=NotProvisioned(f"The schema '{tenant.schema_name}' does not exist."))
+    if Tenant._meta.db_table in tables:
+        return Observation(error=IsControlPlane(f"Tenant '{tenant.tenant_id}' is a control plane."))
+    return read.get(tenant.schema_name, Observation(applied={}))
+
+
+def _read_batch(cursor: CursorWrapper, schemas: Sequence[str]) -> dict[str, Observation]:
+    """The rows of each schema by one statement; where that fails, by one for each, so that only its cause goes without.
+
+    A statement over all of a fleet has run out of locks: each schema in it costs some.
+    """
     one = sql.SQL("SELECT {}::text, app, name, applied FROM {}")
-    for start in range(0, len(schemas), size):
-        batch = schemas[start : start + size]
-        parts = [one.format(sql.Literal(schema), sql.Identifier(schema, TABLE)) for schema in batch]
-        cursor.execute(sql.SQL(" UNION ALL ").join(parts))
-        for schema, app_label, name, applied in cursor.fetchall():
-            rows[schema][app_label, name] = applied
-    return rows
+    parts = [one.format(sql.Literal(schema), sql.Identifier(schema, TABLE)) for schema in schemas]
+    rows: dict[str, dict[Key, datetime]] = {schema: {} for schema in schemas}
+    try:
+        with translated():
+            cursor.execute(sql.SQL(" UNION ALL ").join(parts))
+            found = cursor.fetchall()
+    except ServerUnreachable:
+        raise
+    except ServiceError as error:
+        if len(schemas) == 1:
+            return {schemas[0]: Observation(error=error)}
+        return {name: seen for schema in schemas for name, seen in _read_batch(cursor, [schema]).items()}
+    for schema, app_label, name, applied in found:
+        rows[schema][app_label, name] = applied
+    return {schema: Observation(applied=applied) for schema, applied in rows.items()}
 
 
 def standings(tenants: Sequence[Tenant], target: Target | None = None) -> list[Standing]:

@@ -48,7 +48,7 @@ class Command(ServiceCommand):
             raise CommandError(f"With --no-input, {' and '.join(missing)} must be given.", returncode=EXIT_USAGE)
         return {
             "tenant_id": options["tenant_id"],
-            "name": options["name"] or options["tenant_id"],
+            "name": options["name"] or "",
             "isolation": options["isolation"],
             "database": options["database"] or DEFAULT_DB_ALIAS,
         }
