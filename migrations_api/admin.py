@@ -79,7 +79,8 @@ class MigrationRunAdmin(ReadOnlyAdmin):
     # By id: a join would leave out the runs of tenants that were forgotten.
     list_display = ("id", "tenant_id", "state", "error_code", "failed_step", "rollout_id", "requested_by", "created_at")
     list_filter = ("state", "requested_via")
-    search_fields = ("tenant_id__exact",)
+    # Not tenant_id__exact: for that, Django 6.1 asks for a tenant that still exists.
+    search_fields = ("tenant__tenant_id__exact",)
     inlines = (RunStepInline,)
 
 
@@ -98,7 +99,7 @@ class AppliedSetAdmin(ReadOnlyAdmin):
 class TenantObservationAdmin(ReadOnlyAdmin):
     list_display = ("tenant_id", "applied_id", "partial", "error_code", "observed_at")
     list_filter = ("partial",)
-    search_fields = ("tenant_id__exact",)
+    search_fields = ("tenant__tenant_id__exact",)
 
 
 @admin.register(AuditEntry)

@@ -28,6 +28,7 @@ class StrictSerializer(serializers.Serializer[Any]):
 
 RISK_KINDS = [(kind.value, kind.value) for kind in RiskKind]
 LABEL_KEY = re.compile("[^=]{1,63}")
+MAX_LABEL = 255  # characters of a label's value
 STATUSES = [(status.value, status.value) for status in TenantStatus]
 
 
@@ -286,7 +287,7 @@ class QueryFlagField(serializers.BooleanField):
 
 
 class LabelsField(serializers.DictField):
-    child = TextField(max_length=255, allow_blank=True)
+    child = TextField(max_length=MAX_LABEL, allow_blank=True)
 
     def to_internal_value(self, data: Any) -> Any:
         labels = super().to_internal_value(data)

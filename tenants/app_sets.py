@@ -1,6 +1,6 @@
 """Which Django apps a kind of tenant receives, and which belong to the control plane."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from django.apps import AppConfig, apps
 from django.conf import settings
@@ -19,9 +19,15 @@ def tenant_app_labels(isolation: str) -> frozenset[str]:
 
 def control_plane_labels() -> frozenset[str]:
     """Every installed app that is not only a tenant's. CONTROL_PLANE_APPS names those that are both."""
-    elsewhere = {config.label for config in _configs([*settings.TENANT_APPS, *settings.SHARED_APPS])}
-    both = {config.label for config in _configs(getattr(settings, "CONTROL_PLANE_APPS", []))}
+    elsewhere = {config.label for config in _configs([*_listed("TENANT_APPS"), *_listed("SHARED_APPS")])}
+    both = {config.label for config in _configs(_listed("CONTROL_PLANE_APPS"))}
     return frozenset(config.label for config in apps.get_app_configs()) - (elsewhere - both)
+
+
+def _listed(setting: str) -> Sequence[str]:
+    """Empty for what is no list: a check says so, but in Django 6.1 the checks of models ask the router first."""
+    entries = getattr(settings, setting, None)
+    return entries if isinstance(entries, (list, tuple)) else []
 
 
 def missing_apps(entries: Iterable[str]) -> list[str]:

@@ -111,7 +111,14 @@ def schemas(arguments: dict[str, Any]) -> set[str]:
 
 
 def databases() -> set[str]:
-    return {name for (name,) in query(dsn(settings.DATABASES["default"]), "SELECT datname FROM pg_database")}
+    """The server's databases, but for those of other test runs on it, which come and go."""
+    select = "SELECT datname FROM pg_database WHERE datname !~* 't[0-9]+(_db)?$' OR datname ~* %s"
+    return {name for (name,) in query(dsn(settings.DATABASES["default"]), select, [of_this_run()])}
+
+
+def of_this_run() -> str:
+    """What the names of the databases that this test run makes match."""
+    return f"{settings.SUFFIX}(_db)?$"
 
 
 def fingerprint(arguments: dict[str, Any], *, without: str = "") -> list[tuple[Any, ...]]:

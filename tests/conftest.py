@@ -27,8 +27,8 @@ def django_db_setup(django_db_setup: None, django_db_blocker: Any) -> Iterator[N
     server = catalog.dsn({**settings.DATABASES["default"], "NAME": "postgres"})
     catalog.query(server, sql.SQL("CREATE DATABASE {}").format(sql.Identifier(settings.SHOP)))
     yield
-    mine = f"%{settings.SUFFIX}%"
-    for (name,) in catalog.query(server, "SELECT datname FROM pg_database WHERE datname LIKE %s", [mine]):
+    mine = "SELECT datname FROM pg_database WHERE datname ~* %s"
+    for (name,) in catalog.query(server, mine, [catalog.of_this_run()]):
         if name != settings.DATABASES["default"]["NAME"]:
             catalog.query(server, sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
 

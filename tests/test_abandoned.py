@@ -257,3 +257,18 @@ def test_rollout__driver_that_is_busy_with_one_tenant_keeps_its_lease(make_tenan
 def test_settle__every_kind_of_tenant(make_tenant: MakeTenant, isolation: str) -> None:
     run, _ = abandon(make_tenant(isolation=isolation), Target(), in_step=True)
     assert (settle(run).state, run.error_code) == ("failed", "worker_lost")
+
+
+def test_settle__tenant_that_cannot_be_read_holds_no_other_up(make_tenant: MakeTenant) -> None:
+    torn, other = make_tenant("acme"), make_tenant("globex")
+    migrate(torn, "users", "0001")
+    runs = [abandon(tenant, USERS, in_step=False)[0] for tenant in (torn, other)]
+    catalog.query(catalog.tenant_dsn(torn), "ALTER TABLE public_acme.django_migrations RENAME COLUMN name TO was")
+    assert [settle(run).state for run in runs] == ["running", "failed"]
+    assert "UndefinedColumn" in runs[0].waiting_cause
+
+
+def test_settle__waits_while_the_migrations_cannot_be_loaded(make_tenant: MakeTenant, broken: Any) -> None:
+    run, _ = abandon(make_tenant(), USERS, in_step=True)
+    broken(orders="does_not_exist")
+    assert settle(run).state == "running"

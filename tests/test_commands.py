@@ -305,3 +305,37 @@ def test_kill__of_a_rollout_then_the_same_command_again(
     assert all(("orders", "0004_note") in applied(name) for name in tenants)
     assert not MigrationRun.objects.active().exists()
     assert set(Rollout.objects.values_list("state", flat=True)) == {"failed", "succeeded"}
+
+
+def test_pipe__that_nobody_reads_fails_no_migration(start: Any, make_tenant: Callable[..., Tenant]) -> None:
+    make_tenant("acme")
+    make_tenant("globex")
+    process = start("migratealltenants")
+    process.stdout.close()
+
+    assert process.wait(GIVE_UP) == 1
+    assert "Traceback" not in process.stderr.read()
+    assert list(MigrationRun.objects.values_list("state", flat=True)) == ["succeeded", "succeeded"]
+
+
+def test_locale__that_has_no_check_mark_ends_no_command(start: Any, make_tenant: Callable[..., Tenant]) -> None:
+    make_tenant("acme")
+
+    code, out, err = ended(start("migratealltenants", PYTHONIOENCODING="ascii"))
+
+    assert (code, err) == (0, "")
+    assert "\\u2713 Tenant 'acme' migrated successfully.\n" in out
+
+
+def test_question__that_is_interrupted_shows_no_traceback(start: Any, make_tenant: Callable[..., Tenant]) -> None:
+    tenant = make_tenant("acme")
+    assert ended(start("migratetenant", "--tenant-id=acme"))[0] == 0
+    with catalog.cursor({**shop(), "options": "-c lock_timeout=0"}) as other:
+        other.execute(f"BEGIN; LOCK TABLE {tenant.schema_name}.django_migrations IN ACCESS EXCLUSIVE MODE")
+        process = start("showtenants")
+        waiting = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%%django_migrations%%'"
+        wait_until(lambda: catalog.query(shop(), waiting, []))
+        process.send_signal(signal.SIGINT)
+        code, out, err = ended(process)
+
+    assert (code, out, err) == (1, "", "CommandError: Stopped.\n")

@@ -300,3 +300,19 @@ def test_unreachable_server__leaves_nothing(settings: Any) -> None:
         "CommandError: Cannot connect to the tenant's database: The database server refused the connection.\n"
     )
     assert not Tenant.objects.exists()
+
+
+@pytest.mark.parametrize("label", ["k" * 64 + "=v", "k=" + "v" * 256, "k=\udcff", "k\n=v"])
+def test_label__that_cannot_be_kept_is_a_usage_error(label: str) -> None:
+    result = manage("createtenant", "--tenant-id=acme", *SCHEMA, f"--label={label}")
+
+    assert result.code == 2
+    assert "is no label: a key of 1 to 63 characters" in result.err
+    assert not Tenant.objects.exists()
+
+
+def test_interactive__wrong_id_of_the_options_is_told_before_the_first_question(answer: Any) -> None:
+    result = answer(options=("--tenant-id=ACME",))
+
+    assert result.code == 2
+    assert "'ACME' is not a tenant id" in result.err

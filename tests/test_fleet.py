@@ -1,7 +1,8 @@
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
 
+import psycopg2
 import pytest
 from psycopg2 import sql
 
@@ -70,7 +71,7 @@ def test_observe__reads_schemas_in_batches(
         migrate(tenant, "users", name)
     seen = observe(tenants)
     assert [len(seen[tenant.tenant_id].applied or ()) for tenant in tenants] == [1, 2, 1, 3, 4]
-    assert counted == {"sessions": 1, "statements": 1 + reads}
+    assert counted == {"sessions": 1, "statements": 2 + reads}
 
 
 def test_observe__costs_no_more_for_more_schemas(make_tenant: MakeTenant, counted: dict[str, int]) -> None:
@@ -240,3 +241,39 @@ def test_migration_records__squashed_counts_from_its_last_part(broken: Choose, m
 def test_migration_records__of_a_tenant_that_cannot_be_read(make_tenant: MakeTenant) -> None:
     with pytest.raises(NotProvisioned):
         migration_records(make_tenant("ghost", provision=False))
+
+
+def test_observe__one_table_that_cannot_be_read_hides_no_other(make_tenant: MakeTenant) -> None:
+    tenants = [make_tenant("acme"), make_tenant("globex"), make_tenant("initech")]
+    for tenant in tenants:
+        migrate(tenant, "users", "0001")
+    catalog.query(
+        catalog.tenant_dsn(tenants[1]), "ALTER TABLE public_globex.django_migrations RENAME COLUMN applied TO was"
+    )
+    seen = observe(tenants)
+    assert [len(seen[tenant_id].applied or ()) for tenant_id in ("acme", "globex", "initech")] == [1, 0, 1]
+    assert "UndefinedColumn" in str(seen["globex"].error)
+
+
+def test_observe__one_table_that_is_locked_hides_no_other(make_tenant: MakeTenant) -> None:
+    tenants = [make_tenant("acme"), make_tenant("globex")]
+    for tenant in tenants:
+        migrate(tenant, "users", "0001")
+    with closing(psycopg2.connect(**catalog.tenant_dsn(tenants[1]))) as other:
+        other.cursor().execute("LOCK TABLE public_globex.django_migrations IN ACCESS EXCLUSIVE MODE")
+        seen = observe(tenants)
+    assert seen["acme"].applied
+    assert "lock timeout" in str(seen["globex"].error)
+
+
+def test_migration_records__of_a_history_for_which_there_is_no_plan(broken: Choose, make_tenant: MakeTenant) -> None:
+    tenant = make_tenant()
+    migrate(tenant, "users", "0003")
+    statement = "DELETE FROM public_acme.django_migrations WHERE name = '0002_email_unique'"
+    catalog.query(catalog.tenant_dsn(tenant), statement)
+    broken(orders="orders_conflict")
+    with pytest.raises(InconsistentHistory):
+        plan_for(tenant, Target())
+    records = migration_records(tenant)
+    assert {each.name for each in records if each.applied} == {"0001_initial", "0003_full_name"}
+    assert {"0003_channel", "0003_note"} < {each.name for each in records}

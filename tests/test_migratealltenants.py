@@ -355,3 +355,25 @@ def test_red_text__never_with_exit_0(fleet: list[Tenant], broken: Callable[..., 
     red = "\x1b[31" in result.out + result.err or "✗" in result.out + result.err
     assert red == bool(package)
     assert (result.code != 0) == bool(package)
+
+
+def test_plan__is_of_the_tenants_that_a_run_reaches_in_its_order(make_tenant: Callable[..., Tenant]) -> None:
+    make_tenant("acme")
+    make_tenant("zulu", Isolation.SHARED)
+
+    users = manage("migratealltenants", "users", "--plan")
+    every = manage("migratealltenants", "--plan")
+
+    assert (users.code, users.err, "zulu" in users.out) == (0, "", False)
+    assert [line for line in every.out.splitlines() if line.startswith("Planned")] == [
+        "Planned operations for tenant 'zulu':",
+        "Planned operations for tenant 'acme':",
+    ]
+
+
+@pytest.mark.parametrize("arguments", [["nope"], ["users", "0099"], ["--prune"], ["users", "--prune"]])
+def test_plan__usage_is_told_once(fleet: list[Tenant], arguments: list[str]) -> None:
+    result = manage("migratealltenants", "--plan", *arguments)
+
+    assert (result.code, result.out) == (2, "")
+    assert result.err.count("\n") == 1

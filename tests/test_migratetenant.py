@@ -552,3 +552,46 @@ def test_failure__is_red_and_not_exit_0(make_tenant: Callable[..., Tenant], brok
 
     assert f"{RED};1mFAILED" in result.out
     assert result.code == 1
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--prune"], ["users", "--prune"], ["--fake", "--fake-initial"], ["users", "--prune", "--fake"]]
+)
+@pytest.mark.parametrize("question", ["--plan", "--check"])
+def test_plan__of_what_would_not_be_run_is_a_usage_error(
+    make_tenant: Callable[..., Tenant], arguments: list[str], question: str
+) -> None:
+    make_tenant()
+
+    result = manage("migratetenant", "--tenant-id=acme", *arguments, question)
+
+    assert (result.code, result.out) == (2, "")
+
+
+def test_plan_digest__is_taken_in_the_quotes_of_an_etag(make_tenant: Callable[..., Tenant]) -> None:
+    make_tenant()
+    digest = json.loads(manage("migratetenant", "--tenant-id=acme", "--plan", "--format=json").out)["plan_digest"]
+
+    assert manage("migratetenant", "--tenant-id=acme", f'--plan-digest="{digest}"').code == 0
+
+
+@pytest.mark.parametrize("digest", ["abc", "G" * 64, "a" * 65])
+def test_plan_digest__that_cannot_be_one_is_a_usage_error(make_tenant: Callable[..., Tenant], digest: str) -> None:
+    make_tenant()
+
+    result = manage("migratetenant", "--tenant-id=acme", f"--plan-digest={digest}")
+
+    assert result.code == 2
+    assert "is not a plan_digest, which has 64 hexadecimal digits" in result.err
+    assert not MigrationRun.objects.exists()
+
+
+def test_wrong_password__is_tried_once(make_tenant: Callable[..., Tenant], poor: str, settings: Any) -> None:
+    make_tenant()
+    Tenant.objects.update(database="poor")
+    servers = settings.TENANT_DATABASES
+    settings.TENANT_DATABASES = {**servers, "poor": {**servers["poor"], "PASSWORD": "wrong"}}
+
+    manage("migratetenant", "--tenant-id=acme")
+
+    assert MigrationRun.objects.get().attempt == 1

@@ -1,10 +1,11 @@
+import threading
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
 
 import pytest
 from django.conf import settings as django_settings
-from django.db import IntegrityError
+from django.db import IntegrityError, connections
 from django.test import override_settings
 from django.utils import timezone
 from psycopg2 import sql
@@ -13,9 +14,11 @@ from migrations_api.exceptions import RunActive
 from migrations_api.orchestrator.requests import Request, forget, request_run
 from tenants import exceptions
 from tenants.backends import backend_for
+from tenants.backends.schema import SchemaBackend
 from tenants.models import Isolation, Tenant
 from tenants.provisioning import create_tenant, forget_tenant
 from tests import catalog
+from tests.processes import wait_until
 from tests.roles import role
 
 MakeTenant = Callable[..., Tenant]
@@ -145,23 +148,20 @@ def stop_once(tenant: Tenant, server: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
+def put_control_plane(tenant: Tenant, server: dict[str, Any]) -> dict[str, Any]:
+    """A team's own resolver that puts a table that looks like a control plane's into the tenant's home."""
+    if tenant.schema_name in homes():
+        query(server, "CREATE TABLE IF NOT EXISTS {}.tenants_tenant ()", tenant.schema_name)
+    return server
+
+
 def test_create__whose_session_is_refused_takes_the_home_away(plane: None, settings: Any) -> None:
-    """The user may create schemas, but a table that looks like a control plane's is put into each of them."""
-    shop = settings.TENANT_DATABASES["shop"]
-    query(
-        shop,
-        "CREATE FUNCTION public.fill() RETURNS event_trigger LANGUAGE plpgsql AS"
-        " $$ BEGIN CREATE TABLE public_acme.tenants_tenant (); END $$;"
-        "CREATE EVENT TRIGGER fill_{} ON ddl_command_end WHEN TAG IN ('CREATE SCHEMA')"
-        " EXECUTE FUNCTION public.fill()".replace("fill_{}", "{}"),
-        f"fill_{settings.SUFFIX}",
-    )
+    settings.TENANT_MIGRATIONS = {"connection_resolver": f"{__name__}.put_control_plane"}
     before = homes()
-    try:
-        with pytest.raises(exceptions.IsControlPlane, match="holds a control plane"):
-            create()
-    finally:
-        query(shop, "DROP FUNCTION public.fill() CASCADE")
+
+    with pytest.raises(exceptions.IsControlPlane, match="holds a control plane"):
+        create()
+
     assert homes() == before
     assert not Tenant.objects.exists()
 
@@ -432,3 +432,54 @@ def test_forget__keeps_the_runs_and_an_abandoned_one_is_no_obstacle(make_tenant:
     assert type(run).objects.get().state == "canceled"
     assert not Tenant.objects.exists()
     assert tenant.schema_name not in homes()
+
+
+def test_create__twice_at_once_makes_one_tenant(plane: None, home: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second call comes when the first one's row is there and its schema is not."""
+    home(Isolation.SCHEMA)
+    ends: list[object] = []
+
+    def call() -> None:
+        try:
+            ends.append(create())
+        except exceptions.ServiceError as error:
+            ends.append(error)
+
+    def call_beside() -> None:
+        call()
+        connections.close_all()
+
+    second = threading.Thread(target=call_beside)
+    real = SchemaBackend.provision
+
+    def provision(self: SchemaBackend, tenant: Tenant) -> None:
+        if not second.ident:
+            second.start()
+            plane = catalog.dsn(django_settings.DATABASES["default"])
+            waiting = "SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+            wait_until(lambda: not second.is_alive() or catalog.query(plane, waiting))
+        real(self, tenant)
+
+    monkeypatch.setattr(SchemaBackend, "provision", provision)
+    call()
+    second.join()
+    tenant = Tenant.objects.get()
+    assert tenant.provisioned_at is not None
+    assert tenant.schema_name in homes()
+    assert sorted(type(end).__name__ for end in ends) == ["Tenant", "TenantExists"]
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ({"name": "New", "labels": {"tier": "2"}}, ("New", {"tier": "2"})),
+        ({"name": "", "labels": {}}, ("Old", {"tier": "1"})),
+    ],
+)
+def test_create__taking_over_a_row_keeps_what_is_not_given_anew(
+    home: Callable[[str], Tenant], given: dict[str, Any], kept: tuple[str, dict[str, str]]
+) -> None:
+    home(Isolation.SCHEMA)
+    create(name="Old", labels={"tier": "1"}, provision=False)
+    tenant = create(**given)
+    assert (tenant.name, tenant.labels) == kept

@@ -1,17 +1,21 @@
 import os
 import signal
 from collections.abc import Callable
+from datetime import timedelta
 from multiprocessing import active_children
 from typing import Any
 
 import psycopg2
 import pytest
+from django.db.models.functions import Now
 from psycopg2 import sql
 
 from migrations_api import exceptions
+from migrations_api.dispatch.parallel import ParallelDispatcher
 from migrations_api.events import Event, RunEnded, RunStarted, StepStarted
 from migrations_api.executor import Options
 from migrations_api.models import MigrationRun, Rollout
+from migrations_api.models.runs import MigrationRunQuerySet
 from migrations_api.orchestrator.abandoned import settle_abandoned
 from migrations_api.orchestrator.requests import Request, request_rollout, request_run
 from migrations_api.orchestrator.rollouts import advance, cancel, drive, finish_if_done
@@ -265,7 +269,7 @@ def test_advance__respects_its_limit_and_is_idempotent(make_tenant: MakeTenant) 
 def test_advance__of_a_rollout_that_has_ended_does_nothing(make_tenant: MakeTenant, state: str) -> None:
     make_tenant("acme")
     rollout = ask()
-    Rollout.objects.filter(pk=rollout.pk).update(state=state)
+    Rollout.objects.filter(pk=rollout.pk).update(state=state, lease_expires_at=None)
     assert advance(rollout, limit=9, lease=30) == []
     rollout.refresh_from_db()
     assert (rollout.state, rollout.lease_expires_at) == (state, None)
@@ -294,3 +298,46 @@ def test_settle__leaves_a_rollout_alone_that_is_being_driven(make_tenant: MakeTe
     settle_abandoned()
     rollout.refresh_from_db()
     assert (rollout.state, states(rollout)) == ("running", {"acme": "pending"})
+
+
+def test_request__whose_command_dies_at_once_blocks_no_tenant(make_tenant: MakeTenant) -> None:
+    tenant = make_tenant("acme")
+    rollout = ask()
+    Rollout.objects.filter(lease_expires_at__isnull=False).update(lease_expires_at=Now() - timedelta(seconds=1))
+    request_run(tenant, Request())
+    rollout.refresh_from_db()
+    assert (rollout.state, states(rollout)) == ("failed", {"acme": "canceled"})
+
+
+def test_request__a_run_that_ends_meanwhile_leaves_no_tenant_out(
+    make_tenant: MakeTenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_the_way = request_run(make_tenant("acme"), Request())
+    real = MigrationRunQuerySet.bulk_create
+
+    def bulk_create(self: MigrationRunQuerySet, *arguments: Any, **values: Any) -> list[MigrationRun]:
+        made = real(self, *arguments, **values)
+        MigrationRun.objects.filter(pk=in_the_way.pk).update(state="succeeded")
+        return made
+
+    monkeypatch.setattr(MigrationRunQuerySet, "bulk_create", bulk_create)
+    rollout, busy = request_rollout(Tenant.objects.all(), Request())
+    assert (states(rollout), busy) == ({"acme": "pending"}, [])
+
+
+def test_parallel__a_worker_that_died_while_idle_is_replaced(plane: None) -> None:
+    done: list[Event] = []
+
+    def report(run_id: int, *, emit: Emit, should_stop: Callable[[], bool]) -> None:
+        emit(Event(run_id=run_id, tenant_id="acme"))
+
+    dispatcher = ParallelDispatcher(report, max_concurrency=1, emit=done.append, should_stop=lambda: False)
+    for run_id in (1, 2):
+        dispatcher.submit(run_id)
+        while dispatcher.held:
+            dispatcher.wait(1)
+        (worker,) = active_children()
+        os.kill(worker.pid or 0, signal.SIGKILL)
+        worker.join()
+    dispatcher.close()
+    assert [event.run_id for event in done] == [1, 2]

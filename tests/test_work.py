@@ -1,11 +1,12 @@
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
 
 import psycopg2
 import pytest
-from django.db import connections
+from django.db import OperationalError, connections
+from django.db.backends.postgresql.base import DatabaseWrapper
 from django.db.models import F
 from psycopg2 import sql
 
@@ -455,3 +456,59 @@ def test_commit__whose_reply_was_lost_is_a_done_step_in_the_record(make_tenant: 
     after = frozenset({("users", "0001_initial")})
     recorder.ended(Outcome(end=End.FAILED, before=frozenset(), after=after, results=(result,), failure=failure))
     assert steps(run)[0] == ("users.0001_initial", "done")
+
+
+def test_commit__whose_reply_was_lost_stays_in_the_record_of_the_next_attempt(
+    make_tenant: MakeTenant, impatient: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tenant = make_tenant()
+    run = ask(tenant, "users")
+    real = DatabaseWrapper._commit
+    cut: list[bool] = []
+
+    def commit(self: DatabaseWrapper) -> None:
+        real(self)
+        if not cut and "users_user" in catalog.tables(catalog.tenant_dsn(tenant), tenant.schema_name):
+            cut.append(True)
+            self.connection.close()
+            raise OperationalError from psycopg2.OperationalError("server closed the connection unexpectedly")
+
+    monkeypatch.setattr(DatabaseWrapper, "_commit", commit)
+    carry_out(run)
+    assert (run.state, run.attempt) == ("succeeded", 2)
+    done = [str(step) for step in make_plan(source_for(tenant.isolation), frozenset(), Target(app_label="users")).steps]
+    assert steps(run) == [(step, "done") for step in done]
+
+
+def test_heartbeat__renews_the_lease_while_the_run_waits(make_tenant: MakeTenant, settings: Any) -> None:
+    settings.TENANT_MIGRATIONS = {"lease": 5, "heartbeat": 0.05, "lock_wait": 0, "attempts": 2, "backoff": 1}
+    tenant = make_tenant()
+    run = ask(tenant, "users")
+    leases: list[Any] = []
+    stop: list[bool] = []
+
+    def should_stop() -> bool:
+        if MigrationRun.objects.filter(pk=run.pk, state="waiting").exists():
+            leases.append(MigrationRun.objects.values_list("lease_expires_at", flat=True).get(pk=run.pk))
+        return bool(stop)
+
+    with catalog.cursor(catalog.tenant_dsn(tenant)) as holder:
+        holder.execute("SELECT pg_advisory_lock(%s)", [lock_key(settings.SHOP, tenant.schema_name)])
+        carry_out(run, should_stop=should_stop)
+    assert len(set(leases)) > 1
+
+
+def test_transient__lock_that_is_met_before_the_first_step_is_waited_for(
+    make_tenant: MakeTenant, impatient: Any
+) -> None:
+    tenant = make_tenant()
+    migrate(tenant, "users", "0001")
+    with closing(psycopg2.connect(**catalog.tenant_dsn(tenant))) as other:
+        other.cursor().execute("LOCK TABLE public_acme.django_migrations IN ACCESS EXCLUSIVE MODE")
+
+        def emit(event: Event) -> None:
+            if isinstance(event, RunWaiting):
+                other.close()
+
+        run = carry_out(ask(tenant, "users"), emit=emit)
+    assert (run.state, run.attempt) == ("succeeded", 2)

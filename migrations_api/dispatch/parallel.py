@@ -18,6 +18,17 @@ from tenants.conf import load_conf
 # Workers share the parent's loaded apps and migrations; nothing else is carried over.
 _context = get_context("fork")
 _NAME = "tenant-migrations worker"
+_parent_ends: set[Connection] = set()
+
+
+def _close_parent_ends() -> None:
+    """While a copy of its pipe's other end is open in any child, a worker would not see that the parent is gone."""
+    for connection in _parent_ends:
+        connection.close()
+    _parent_ends.clear()
+
+
+os.register_at_fork(after_in_child=_close_parent_ends)
 
 
 def cancel_workers() -> None:
@@ -29,26 +40,23 @@ def cancel_workers() -> None:
 
 
 class _Worker:
-    def __init__(self, work: Work, siblings: list["_Worker"]) -> None:
+    def __init__(self, work: Work) -> None:
         # A forked connection would be one session with two owners.
         connections.close_all()
         self.pipe, child = _context.Pipe()
-        ours = [self.pipe, *(worker.pipe for worker in siblings)]
-        self.process: BaseProcess = _context.Process(target=_serve, args=(child, ours, work), name=_NAME, daemon=True)
+        _parent_ends.add(self.pipe)
+        self.process: BaseProcess = _context.Process(target=_serve, args=(child, work), name=_NAME, daemon=True)
         self.process.start()
         child.close()
         self.run_id: int | None = None
         self.done = 0
 
 
-def _serve(pipe: Connection, inherited: list[Connection], work: Work) -> None:
+def _serve(pipe: Connection, work: Work) -> None:
     # The parent decides when to stop; a Ctrl-C in the terminal reaches the whole process group.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     _cancel_on_signal()
-    # While a copy of the parent's end is open here, no worker would see that the parent is gone.
-    for connection in inherited:
-        connection.close()
     stopping = False
 
     def emit(event: Event) -> None:
@@ -113,12 +121,17 @@ class ParallelDispatcher:
         return frozenset(worker.run_id for worker in self._workers if worker.run_id is not None)
 
     def submit(self, run_id: int) -> None:
+        # An idle worker says nothing, and what it died of, memory perhaps, may be long ago.
+        for idle in [worker for worker in self._workers if worker.run_id is None]:
+            if not idle.process.is_alive():
+                self._retire(idle)
         worker = next((worker for worker in self._workers if worker.run_id is None), None)
         if worker is None:
-            worker = _Worker(self._work, self._workers)
+            worker = _Worker(self._work)
             self._workers.append(worker)
         worker.run_id = run_id
-        worker.pipe.send(run_id)
+        with suppress(OSError):  # it has died just now, which the next wait() finds out
+            worker.pipe.send(run_id)
 
     def wait(self, timeout: float) -> None:
         self._pass_stop_on()
@@ -158,5 +171,6 @@ class ParallelDispatcher:
 
     def _retire(self, worker: _Worker) -> None:
         self._workers.remove(worker)
+        _parent_ends.discard(worker.pipe)
         worker.pipe.close()
         worker.process.join()

@@ -3,6 +3,10 @@
 import argparse
 import getpass
 import json
+import os
+import re
+import sys
+from io import TextIOWrapper
 from typing import Any, Final, NoReturn
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
@@ -15,11 +19,13 @@ from migrations_api.executor import Options
 from migrations_api.management.presenter import explain
 from migrations_api.orchestrator.requests import Request
 from migrations_api.plan import Target
+from migrations_api.serializers import LABEL_KEY, MAX_LABEL
 from tenants.conf import load_conf
 from tenants.driver_errors import sqlstate, translate
 from tenants.exceptions import InvalidName, ServerNotConfigured, ServiceError
 from tenants.names import validate_tenant_id
 
+PLAN_DIGEST: Final = re.compile("[0-9a-f]{64}")
 EXIT_FAILED: Final = 1
 EXIT_USAGE: Final = 2
 EXIT_SOME_FAILED: Final = 3
@@ -45,8 +51,18 @@ class ServiceCommand(BaseCommand):
     """A command whose ServiceErrors end it with a message and the exit code that the error has."""
 
     def execute(self, *args: Any, **options: Any) -> str | None:
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, TextIOWrapper):
+                # A locale that has no ✓ must not end a command in the middle.
+                stream.reconfigure(errors="backslashreplace")
         try:
             return super().execute(*args, **options)
+        except KeyboardInterrupt as error:
+            raise CommandError("Stopped.", returncode=EXIT_FAILED) from error
+        except BrokenPipeError:
+            # As when a pager is left; Python flushes once more at its end.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            exit_with(EXIT_FAILED)
         except exceptions.RunActive as error:
             lease = load_conf().lease
             hint = f"If its process is gone, it is settled once {lease:g} seconds have passed; then try again."
@@ -89,7 +105,19 @@ def label(value: str) -> tuple[str, str]:
     key, separator, content = value.partition("=")
     if not separator or not key:
         raise argparse.ArgumentTypeError(f"{value!r} is not key=value")
+    if not value.isprintable() or not LABEL_KEY.fullmatch(key) or len(content) > MAX_LABEL:
+        raise argparse.ArgumentTypeError(
+            f"{value[:63]!r} is no label: a key of 1 to 63 characters, a value of at most {MAX_LABEL}, all printable"
+        )
     return key, content
+
+
+def plan_digest(value: str) -> str:
+    # An ETag of the API, in its quotes, is a digest as well.
+    digest = value.strip('"')
+    if not PLAN_DIGEST.fullmatch(digest):
+        raise argparse.ArgumentTypeError(f"{value!r} is not a plan_digest, which has 64 hexadecimal digits")
+    return digest
 
 
 def add_migrate_arguments(parser: CommandParser) -> None:

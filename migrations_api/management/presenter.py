@@ -2,6 +2,7 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Callable
+from contextlib import suppress
 
 from django.core.management.base import OutputWrapper
 from django.core.management.color import Style
@@ -66,7 +67,8 @@ class Presenter:
         if isinstance(event, RunEnded):
             self.ended.append(event)
         if self._verbosity >= 1 and text:
-            self.write(event, text)
+            with suppress(BrokenPipeError):  # nobody reads any more, which is no migration's failure
+                self.write(event, text)
 
     def write(self, event: Event, text: str) -> None:
         self._stdout.write(text, ending="")

@@ -16,8 +16,9 @@ from migrations_api.orchestrator import observations
 from migrations_api.orchestrator.endings import finish_if_done
 from migrations_api.orchestrator.recorder import failure_values
 from migrations_api.orchestrator.sources import source_for
-from migrations_api.plan import Applied, is_recorded
+from migrations_api.plan import Applied, MigrationSource, is_recorded
 from migrations_api.states import ACTIVE_ROLLOUT_STATES, RunState, StepState
+from tenants.driver_errors import translated
 from tenants.exceptions import NotProvisioned, ServiceError
 from tenants.models import Tenant
 from tenants.sessions import tenant_session
@@ -53,6 +54,7 @@ def settle_abandoned(tenant_ids: Collection[str] | None = None) -> None:
 
 def _settle(run: MigrationRun) -> None:
     try:
+        source = source_for(run.tenant.isolation)
         applied = _read_under_lock(run.tenant)
     except NotProvisioned:
         applied = frozenset()
@@ -65,7 +67,7 @@ def _settle(run: MigrationRun) -> None:
         MigrationRun.objects.held_by(run.pk, run.attempt).active().update(waiting_cause=error.message[:500])
         return
     step = run.steps.filter(state=StepState.RUNNING).first()
-    partial = _settle_step(run.tenant, step, applied) if step else False
+    partial = _settle_step(step, applied, source) if step else False
     failure = Failure(
         code="worker_lost",
         error_class="",
@@ -95,13 +97,13 @@ def _settle(run: MigrationRun) -> None:
 def _read_under_lock(tenant: Tenant) -> Applied:
     with tenant_session(tenant, application_name="tenant-migrations settle", writable=False) as connection:
         database = connection.settings_dict["NAME"]
-        with tenant_lock(connection, database=database, schema=tenant.schema_name, wait=0):
+        with tenant_lock(connection, database=database, schema=tenant.schema_name, wait=0), translated():
             return TenantRecorder(connection, tenant.schema_name).applied_keys()
 
 
-def _settle_step(tenant: Tenant, step: RunStep, applied: Applied) -> bool:
+def _settle_step(step: RunStep, applied: Applied, source: MigrationSource) -> bool:
     """Record what became of the step that was in flight; True if the tenant may stand in the middle of it."""
-    done = is_recorded((step.app_label, step.name), applied, source_for(tenant.isolation)) != step.backwards
+    done = is_recorded((step.app_label, step.name), applied, source) != step.backwards
     step.state = StepState.DONE if done else StepState.FAILED
     RunStep.objects.filter(pk=step.pk, state=StepState.RUNNING).update(state=step.state)
     return not done and not step.atomic

@@ -16,7 +16,17 @@ from migrations_api.exceptions import PlanError
 from migrations_api.executor.applied import TABLE
 from migrations_api.models import MigrationRun
 from migrations_api.orchestrator.sources import source_for
-from migrations_api.plan import Applied, Key, Plan, Target, fingerprint, full_order, make_plan
+from migrations_api.plan import (
+    Applied,
+    Key,
+    Plan,
+    Target,
+    TenantLoader,
+    fingerprint,
+    full_order,
+    known_keys,
+    make_plan,
+)
 from migrations_api.states import RunState
 from tenants.backends import backend_for
 from tenants.backends.base import server_cursor
@@ -26,7 +36,6 @@ from tenants.exceptions import IsControlPlane, NotProvisioned, ServerUnreachable
 from tenants.models import Isolation, Tenant
 from tenants.servers import DatabaseSettings
 from tenants.sessions import refuse_control_plane
-
 
 LOCK_TIMEOUT: Final = "1s"
 
@@ -268,29 +277,32 @@ class MigrationRecord:
 
 
 def migration_records(tenant: Tenant) -> list[MigrationRecord]:
-    """Every migration on disk in the order of a full plan, then those only the tenant knows; raises why not."""
+    """Every migration on disk in the order of a full plan, then those only the tenant knows; raises why not.
+
+    No plan is made: whoever looks why there is none has to see what is applied.
+    """
     observation = observe([tenant])[tenant.tenant_id]
     if observation.applied is None:
         raise observation.error or ServiceError()
-    source = source_for(tenant.isolation)
-    plan = make_plan(source, frozenset(observation.applied), Target())
-    times = observation.applied
+    source, times = source_for(tenant.isolation), observation.applied
+    own = frozenset(key for key in times if key[0] in source.labels)
+    loader = source.loader(own)
     records = [
-        MigrationRecord(app_label=app_label, name=name, applied=_applied_at(plan, (app_label, name), times), known=True)
-        for app_label, name in full_order(plan)
+        MigrationRecord(app_label=app, name=name, applied=_applied_at(loader, (app, name), times), known=True)
+        for app, name in full_order(loader)
     ]
-    unknown = sorted(tuple(item.split(".", 1)) for item in plan.unknown)
     records += [
-        MigrationRecord(app_label=app, name=name, applied=times[app, name], known=False) for app, name in unknown
+        MigrationRecord(app_label=app, name=name, applied=times[app, name], known=False)
+        for app, name in sorted(own - known_keys(source))
     ]
     return records
 
 
-def _applied_at(plan: Plan, key: Key, times: dict[Key, datetime]) -> datetime | None:
+def _applied_at(loader: TenantLoader, key: Key, times: dict[Key, datetime]) -> datetime | None:
     """A squashed migration counts from when the last one that it replaces was applied, as in showmigrations."""
     if key in times:
         return times[key]
-    replaced = [tuple(item) for item in plan.loader.graph.nodes[key].replaces]
+    replaced = [tuple(item) for item in loader.graph.nodes[key].replaces]
     if replaced and all(item in times for item in replaced):
         return max(times[app_label, name] for app_label, name in replaced)
     return None

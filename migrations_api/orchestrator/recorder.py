@@ -1,7 +1,7 @@
 """Writes what happens to a run, each time as a conditional UPDATE that only the newest attempt can make."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from django.db import transaction
@@ -90,10 +90,7 @@ class Recorder:
 
     def ended(self, outcome: Outcome) -> None:
         running = self._steps.filter(state=StepState.RUNNING)
-        # A step whose COMMIT went through and whose reply was lost is a result that nobody was told of.
-        running.filter(position__in=[self._positions[each.step] for each in outcome.results]).update(
-            state=StepState.DONE
-        )
+        self.keep(outcome.results)
         if outcome.end is End.CANCELED and self.requeue():
             return
         if outcome.end is End.FAILED and outcome.failure and outcome.failure.step:
@@ -106,6 +103,11 @@ class Recorder:
             applied_after=outcome.after,
             steps=self._steps.filter(state__in=DONE_STATES).count() + len(outcome.pruned) + len(outcome.synced),
         )
+
+    def keep(self, results: Sequence[StepResult]) -> None:
+        """A step whose COMMIT went through and whose reply was lost is a result that nobody was told of."""
+        positions = [self._positions[each.step] for each in results]
+        self._steps.filter(state=StepState.RUNNING, position__in=positions).update(state=StepState.DONE)
 
     def lose(self, cause: str) -> None:
         """Leave the run `running` without a lease, to be settled by whoever can read the tenant first."""

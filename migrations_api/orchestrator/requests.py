@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from django.db import transaction
@@ -74,7 +74,7 @@ def request_run(
     tenant: Tenant, request: Request, *, expected_digest: str = "", retry_of: MigrationRun | None = None
 ) -> MigrationRun:
     """A pending run; raises RunActive when the tenant has one that is not finished, InvalidOptions or TooManyRuns."""
-    _check_options(request)
+    check_options(request)
     require_target(tenant.isolation, request.target)
     _prepare(request, [tenant.tenant_id])
     with transaction.atomic():
@@ -86,11 +86,16 @@ def request_run(
         run = _run(tenant, request)
         run.expected_digest = expected_digest
         run.retry_of = retry_of
-        if request.via == RequestedVia.COMMAND:
-            # The command carries it out itself; a coordinator waits for what the API asked for, however long.
-            run.lease_expires_at = timezone.now() + timedelta(seconds=load_conf().lease)
+        run.lease_expires_at = _lease(request)
         run.save(force_insert=True)
     return run
+
+
+def _lease(request: Request) -> datetime | None:
+    """A command carries out itself what it asks for; what the API asks for may wait for a coordinator, however long."""
+    if request.via != RequestedVia.COMMAND:
+        return None
+    return timezone.now() + timedelta(seconds=load_conf().lease)
 
 
 def _prepare(request: Request, tenant_ids: Collection[str] | None = None) -> None:
@@ -112,20 +117,30 @@ def request_rollout(
     Tenants that have an unfinished run are left out and returned. A target has to exist for at least one kind of tenant
     and reaches only the kinds for which it does. Raises InvalidOptions, PlanError or TooManyRuns.
     """
-    _check_options(request)
-    chosen = _concerned(sorted(tenants, key=lambda tenant: tenant.tenant_id), request.target)
+    check_options(request)
+    chosen = concerned_tenants(tenants, request.target)
     _prepare(request)
     with transaction.atomic():
         left = _keep(chosen)
         chosen = [tenant for tenant in chosen if tenant.pk in left]
-        rollout = Rollout.objects.create(on_error=on_error, requested_by=request.by, **_asked(request))
-        runs = [_run(tenant, request, rollout) for tenant in chosen]
-        MigrationRun.objects.bulk_create(runs, batch_size=1000, ignore_conflicts=True)
-        created = set(rollout.runs.values_list("tenant_id", flat=True))
-        left_out = {tenant.pk for tenant in chosen} - created
-        active = MigrationRun.objects.active().filter(tenant_id__in=left_out).order_by("tenant_id")
-        busy = [RunActive(run.tenant_id, run.pk) for run in active]
-    return rollout, busy
+        rollout = Rollout.objects.create(
+            on_error=on_error, requested_by=request.by, lease_expires_at=_lease(request), **_asked(request)
+        )
+        busy = _insert_runs(rollout, chosen, request)
+    return rollout, [RunActive(tenant_id, run_id) for tenant_id, run_id in sorted(busy.items())]
+
+
+def _insert_runs(rollout: Rollout, tenants: Sequence[Tenant], request: Request) -> dict[str, int]:
+    """A run for each tenant that has no unfinished one; returns those, by tenant id."""
+    runs = [_run(tenant, request, rollout) for tenant in tenants]
+    MigrationRun.objects.bulk_create(runs, batch_size=1000, ignore_conflicts=True)
+    created = set(rollout.runs.values_list("tenant_id", flat=True))
+    left_out = [tenant for tenant in tenants if tenant.pk not in created]
+    active = MigrationRun.objects.active().filter(tenant__in=left_out)
+    busy = dict(active.values_list("tenant_id", "pk"))
+    # A run that was in the way has ended since.
+    again = [tenant for tenant in left_out if tenant.pk not in busy]
+    return busy | (_insert_runs(rollout, again, request) if again else {})
 
 
 def _asked(request: Request) -> dict[str, object]:
@@ -137,17 +152,24 @@ def _asked(request: Request) -> dict[str, object]:
     }
 
 
+def _wave(tenant: Tenant) -> int:
+    return 0 if tenant.isolation == Isolation.SHARED else 1
+
+
 def _run(tenant: Tenant, request: Request, rollout: Rollout | None = None) -> MigrationRun:
-    wave = 0 if rollout is None or tenant.isolation == Isolation.SHARED else 1
+    wave = 0 if rollout is None else _wave(tenant)
     return MigrationRun(tenant=tenant, rollout=rollout, wave=wave, requested_by=request.by, **_asked(request))
 
 
-def _concerned(tenants: Sequence[Tenant], target: Target) -> list[Tenant]:
-    concerned = concerned_kinds({tenant.isolation for tenant in tenants}, target)
-    return [tenant for tenant in tenants if tenant.isolation in concerned]
+def concerned_tenants(tenants: Iterable[Tenant], target: Target) -> list[Tenant]:
+    """Those that a rollout to that target reaches, in its order; raises PlanError where no kind of them has it."""
+    ordered = sorted(tenants, key=lambda tenant: (_wave(tenant), tenant.tenant_id))
+    concerned = concerned_kinds({tenant.isolation for tenant in ordered}, target)
+    return [tenant for tenant in ordered if tenant.isolation in concerned]
 
 
-def _check_options(request: Request) -> None:
+def check_options(request: Request) -> None:
+    """Raise InvalidOptions for what does not go together."""
     options, target = request.options, request.target
     if options.prune and not target.app_label:
         raise InvalidOptions("Migrations can be pruned only when an app is specified.")

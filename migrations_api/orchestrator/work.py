@@ -18,7 +18,7 @@ from migrations_api.orchestrator.recorder import AttemptLost, Recorder
 from migrations_api.orchestrator.sources import source_for
 from migrations_api.plan import Target
 from tenants.conf import Conf, load_conf
-from tenants.exceptions import NotProvisioned, ServerUnreachable, ServiceError
+from tenants.exceptions import AuthenticationFailed, NotProvisioned, ServerUnreachable, ServiceError
 
 logger = logging.getLogger(__name__)
 
@@ -37,11 +37,10 @@ def work(run_id: int, *, emit: Emit, should_stop: ShouldStop, requeues: bool = F
         Recorder(run, emit=emit, should_stop=should_stop).tell(RunStarted, tenant_name=run.tenant.name)
         while run is not None:
             recorder = Recorder(run, emit=emit, should_stop=should_stop, requeues=requeues)
+            # Waiting included: a long backoff must outlast neither the run's lease nor its driver's.
             with heartbeat(run.pk, run.attempt, conf):
                 failure = _attempt(run, recorder)
-            if failure is None:
-                return
-            run = _wait(run, recorder, failure, conf)
+                run = _wait(run, recorder, failure, conf) if failure else None
 
 
 def _attempt(run: MigrationRun, recorder: Recorder) -> Failure | None:
@@ -57,14 +56,23 @@ def _attempt(run: MigrationRun, recorder: Recorder) -> Failure | None:
         return None
     except ServiceError as error:
         failure = failure_of(error)
-        if isinstance(error, TenantLocked | ServerUnreachable) and not last:
+        if _passes(error, failure) and not last:
             return failure
         recorder.finish(_end_of(error, run), failure)
         return None
     if outcome.failure is not None and outcome.failure.transient and outcome.end is End.FAILED and not last:
+        recorder.keep(outcome.results)
         return outcome.failure
     recorder.ended(outcome)
     return None
+
+
+def _passes(error: ServiceError, failure: Failure) -> bool:
+    """Whether what kept the run from starting may be gone by the next attempt."""
+    # A refused password stays refused, and a server may lock the user out after a few.
+    if isinstance(error, AuthenticationFailed):
+        return False
+    return isinstance(error, TenantLocked | ServerUnreachable) or (failure.transient and failure.sqlstate != "")
 
 
 def _end_of(error: ServiceError, run: MigrationRun) -> str:

@@ -8,11 +8,12 @@ from migrations_api.plan.planner import (
     fingerprint,
     full_order,
     is_recorded,
+    known_keys,
     make_plan,
     prunable,
     require_reversible,
 )
-from migrations_api.plan.source import Key, MigrationSource, load_source
+from migrations_api.plan.source import Key, MigrationSource, TenantLoader, load_source
 
 __all__ = [
     "Applied",
@@ -22,10 +23,12 @@ __all__ = [
     "Planner",
     "Step",
     "Target",
+    "TenantLoader",
     "check_target",
     "fingerprint",
     "full_order",
     "is_recorded",
+    "known_keys",
     "load_source",
     "make_plan",
     "prunable",

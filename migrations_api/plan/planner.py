@@ -144,10 +144,9 @@ def is_recorded(key: Key, applied: Applied, source: MigrationSource) -> bool:
     return key in applied or (bool(replaced) and all(each in applied for each in replaced))
 
 
-def full_order(plan: Plan) -> list[Key]:
+def full_order(loader: TenantLoader) -> list[Key]:
     """Every migration of the tenant's apps in the order in which an empty tenant would get them."""
-    leaves = [key for key in plan.loader.graph.leaf_nodes() if key in plan.loader.graph.nodes]
-    full = Planner(plan.loader).migration_plan(leaves, clean_start=True)
+    full = Planner(loader).migration_plan(loader.graph.leaf_nodes(), clean_start=True)
     return [(migration.app_label, migration.name) for migration, _ in full]
 
 

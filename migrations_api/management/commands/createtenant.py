@@ -58,6 +58,7 @@ class Command(ServiceCommand):
         if options["tenant_id"] and options["isolation"]:
             return self._given(options)
         tenant_id = options["tenant_id"] or self._prompt("Tenant id", check=validate_tenant_id)
+        validate_tenant_id(tenant_id)
         name = options["name"] or self._prompt("Name", default=tenant_id, check=validate_name)
         isolation = options["isolation"] or self._prompt("Isolation", default="schema", choices=Isolation.values)
         servers = server_aliases()

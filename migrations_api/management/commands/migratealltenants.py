@@ -4,6 +4,8 @@ from typing import Any
 
 from django.core.management.base import CommandError, CommandParser
 
+from migrations_api.events import RunEnded
+from migrations_api.exceptions import RunActive
 from migrations_api.management.base import (
     EXIT_FAILED,
     EXIT_SOME_FAILED,
@@ -14,12 +16,20 @@ from migrations_api.management.base import (
     request_of,
 )
 from migrations_api.management.interrupt import graceful_stop
-from migrations_api.management.plans import write_plan
-from migrations_api.management.presenter import FAILED, NOT_STARTED, STOPPED, FleetPresenter, explain, result_of
+from migrations_api.management.plans import check_question, write_plan
+from migrations_api.management.presenter import (
+    FAILED,
+    NOT_STARTED,
+    STOPPED,
+    FleetPresenter,
+    describe,
+    explain,
+    result_of,
+)
 from migrations_api.management.progress import with_bar, without_bar
 from migrations_api.models import Rollout
 from migrations_api.orchestrator.fleet import plans_for
-from migrations_api.orchestrator.requests import Request, request_rollout
+from migrations_api.orchestrator.requests import Request, concerned_tenants, request_rollout
 from migrations_api.orchestrator.rollouts import drive
 from migrations_api.serializers import MigrationRunSerializer
 from migrations_api.states import RunState
@@ -56,8 +66,9 @@ class Command(ServiceCommand):
         self._migrate(tenants, request, **options)
 
     def _show_plans(self, tenants: list[Tenant], request: Request, *, plan: bool, check: bool, output: str) -> None:
+        check_question(request)
         pending = unknown = False
-        for tenant, planned in plans_for(tenants, request.target):
+        for tenant, planned in plans_for(concerned_tenants(tenants, request.target), request.target):
             if isinstance(planned, ServiceError):
                 unknown = True
                 self.stderr.write(
@@ -100,12 +111,7 @@ class Command(ServiceCommand):
             rollout = drive(
                 rollout, executor=executor, max_concurrency=max_concurrency, emit=emit, should_stop=should_stop
             )
-        results = {event.tenant_id: result_of(event) for event in presenter.ended}
-        for run in rollout.runs.exclude(tenant_id__in=results).order_by("wave", "tenant_id"):
-            results[run.tenant_id] = NOT_STARTED if run.state == RunState.CANCELED else FAILED
-        for error in busy:
-            results[error.tenant_id] = FAILED
-            self.stderr.write(f"✗ {error.message}")
+        results = self._results(presenter.ended, rollout, busy)
         if format == "json":
             for run in rollout.runs.prefetch_related("steps").order_by("wave", "tenant_id").iterator(chunk_size=200):
                 self.write_json(MigrationRunSerializer(run).data)
@@ -115,6 +121,19 @@ class Command(ServiceCommand):
             )
         if UNFINISHED & set(results.values()):
             raise CommandError(self._verdict(results), returncode=EXIT_SOME_FAILED)
+
+    def _results(self, ended: list[RunEnded], rollout: Rollout, busy: list[RunActive]) -> dict[str, str]:
+        """What became of each tenant; the reasons that no event has told go to stderr."""
+        results = {event.tenant_id: result_of(event) for event in ended}
+        for run in rollout.runs.exclude(tenant_id__in=results).order_by("wave", "tenant_id"):
+            results[run.tenant_id] = NOT_STARTED if run.state == RunState.CANCELED else FAILED
+            if run.state != RunState.CANCELED:
+                reason = describe(run) or run.waiting_cause
+                self.stderr.write(f"✗ Migrations failed for tenant '{run.tenant_id}': {reason}")
+        for error in busy:
+            results[error.tenant_id] = FAILED
+            self.stderr.write(f"✗ {error.message}")
+        return results
 
     def _verdict(self, results: dict[str, str]) -> str:
         bad = sum(result in UNFINISHED for result in results.values())

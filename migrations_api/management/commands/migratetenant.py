@@ -8,11 +8,12 @@ from migrations_api.management.base import (
     add_migrate_arguments,
     exit_with,
     failed,
+    plan_digest,
     request_of,
     tenant_id,
 )
 from migrations_api.management.interrupt import graceful_stop
-from migrations_api.management.plans import write_plan
+from migrations_api.management.plans import check_question, write_plan
 from migrations_api.management.presenter import Presenter, describe
 from migrations_api.models import MigrationRun
 from migrations_api.orchestrator.fleet import plan_for
@@ -30,7 +31,7 @@ class Command(ServiceCommand):
         add_migrate_arguments(parser)
         parser.add_argument(
             "--plan-digest",
-            default="",
+            type=plan_digest,
             help="Carry out only the plan of that plan_digest, which --plan --format json shows.",
         )
         parser.add_argument("--format", choices=["table", "json"], default="table")
@@ -39,13 +40,14 @@ class Command(ServiceCommand):
         request = request_of(options)
         tenant = get_tenant(tenant_id)
         if plan or check:
+            check_question(request)
             planned = plan_for(tenant, request.target)
             if plan:
                 write_plan(self, tenant_id, planned, output=options["format"])
             if check and planned.steps:
                 exit_with(EXIT_FAILED)
             return
-        run = request_run(tenant, request, expected_digest=options["plan_digest"])
+        run = request_run(tenant, request, expected_digest=options["plan_digest"] or "")
         carry_out(self, run, **options)
 
 
@@ -59,7 +61,8 @@ def carry_out(command: ServiceCommand, run: MigrationRun, *, format: str, verbos
         command.write_json(MigrationRunSerializer(run).data)
     if run.state == RunState.CANCELED and run.error_code == "canceled":
         left = [f"  {step.app_label}/{step.name}.py" for step in run.steps.filter(state=StepState.PENDING)]
-        raise failed(run.error_code, "\n".join([f"Stopped migrating tenant '{run.tenant_id}'. Not started:", *left]))
+        head = f"Stopped migrating tenant '{run.tenant_id}'.{' Not started:' if left else ''}"
+        raise failed(run.error_code, "\n".join([head, *left]))
     if run.state == RunState.RUNNING:
         raise failed("outcome_unknown", f"Run {run.pk} of tenant '{run.tenant_id}' is not settled: {run.waiting_cause}")
     if run.state != RunState.SUCCEEDED:
