@@ -20,4 +20,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        # Before a command listens for it, as while the apps are imported: nothing has been done yet.
+        sys.exit("Interrupted.")

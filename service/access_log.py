@@ -14,7 +14,9 @@ class GunicornLogger(Logger):  # type: ignore[misc]  # gunicorn has no types
 
     def setup(self, cfg: Any) -> None:
         super().setup(cfg)
-        logging.config.dictConfig(settings.LOGGING)
+        # Empty in a project that leaves it as Django has it.
+        if settings.LOGGING:
+            logging.config.dictConfig(settings.LOGGING)
         for logger in (self.error_log, self.access_log):
             logger.handlers.clear()
             logger.propagate = True

@@ -8,6 +8,7 @@ import argparse
 import fcntl
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -27,7 +28,8 @@ def start(port: int) -> str:
     PID_FILE.parent.mkdir(exist_ok=True)
     with PID_FILE.open("a+") as lock:
         if not _acquire(lock.fileno()):
-            return "The service is running already; `make stop` ends it."
+            return f"The service runs on port {_noted()[1]} already; `make stop` ends it."
+        _require_free(port)
         with LOG_FILE.open("wb") as log:
             process = subprocess.Popen(
                 [sys.executable, "manage.py", "serve", f"--port={port}"],
@@ -39,7 +41,7 @@ def start(port: int) -> str:
                 pass_fds=[lock.fileno()],
             )
         lock.truncate(0)
-        lock.write(str(process.pid))
+        lock.write(f"{process.pid} {port}")
     _wait(lambda: _is_ready(port) or process.poll() is not None)
     if process.poll() is not None or not _is_ready(port):
         raise RuntimeError(f"The service did not start:\n{LOG_FILE.read_text()[-2000:]}")
@@ -52,10 +54,25 @@ def stop() -> str:
     with PID_FILE.open("r+") as lock:
         if _acquire(lock.fileno()):
             return "The service does not run."
-        os.kill(int(PID_FILE.read_text()), signal.SIGTERM)
+        os.kill(_noted()[0], signal.SIGTERM)
         if not _wait(lambda: _acquire(lock.fileno())):
             raise RuntimeError("The service does not end; it may be finishing a migration. Try again.")
     return "The service has ended."
+
+
+def _noted() -> tuple[int, int]:
+    process, port = PID_FILE.read_text().split()
+    return int(process), int(port)
+
+
+def _require_free(port: int) -> None:
+    """What listens there already would answer that it is ready."""
+    try:
+        socket.create_server(("127.0.0.1", port)).close()
+    except OSError as error:
+        raise RuntimeError(
+            f"Port {port} cannot be had: {os.strerror(error.errno or 0)}. Choose another, as in `make demo PORT=8001`."
+        ) from error
 
 
 def _acquire(descriptor: int) -> bool:

@@ -3,6 +3,9 @@ from django.urls import include, path
 
 from migrations_api.views.documentation import DocsView, SchemaView
 
+admin.site.site_header = admin.site.site_title = "Tenant migrations"
+admin.site.site_url = "/docs"
+
 urlpatterns = [
     path("", include("migrations_api.urls")),
     path("schema", SchemaView.as_view(), name="schema"),

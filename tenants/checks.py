@@ -7,7 +7,7 @@ from django.core.checks import CheckMessage, Error, register
 from django.db import DEFAULT_DB_ALIAS
 
 from tenants import names
-from tenants.app_sets import missing_apps
+from tenants.app_sets import control_plane_labels, missing_apps
 from tenants.conf import load_conf
 from tenants.exceptions import InvalidName
 from tenants.servers import ENGINE, server_aliases, server_settings
@@ -67,6 +67,19 @@ def check_apps(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[C
             for entry in missing_apps(entries)
         ]
     return messages
+
+
+@register("tenants")
+def check_user_model(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
+    if settings.AUTH_USER_MODEL.partition(".")[0] in control_plane_labels():
+        return []
+    return [
+        Error(
+            f"AUTH_USER_MODEL is '{settings.AUTH_USER_MODEL}', of an app that the control plane does not receive.",
+            hint="Add the app to CONTROL_PLANE_APPS: tokens and the admin have users as well.",
+            id="tenants.E008",
+        )
+    ]
 
 
 @register("tenants")

@@ -83,6 +83,19 @@ def test_check__apps_that_are_no_list(settings: Any, setting: str) -> None:
     assert problems() == [expected]
 
 
+def test_check__user_model_that_only_tenants_have(settings: Any) -> None:
+    settings.TENANT_APPS = [*settings.TENANT_APPS, "django.contrib.auth"]
+    assert problems() == []
+    settings.CONTROL_PLANE_APPS = [app for app in settings.CONTROL_PLANE_APPS if app != "django.contrib.auth"]
+    assert problems() == [
+        (
+            "tenants.E008",
+            "AUTH_USER_MODEL is 'auth.User', of an app that the control plane does not receive.",
+            "Add the app to CONTROL_PLANE_APPS: tokens and the admin have users as well.",
+        )
+    ]
+
+
 @pytest.mark.parametrize("setting", TEMPLATES)
 @pytest.mark.parametrize(
     ("template", "reason"),

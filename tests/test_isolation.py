@@ -2,6 +2,7 @@
 
 import copy
 import io
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -360,8 +361,8 @@ def another_spelling() -> dict[str, Any]:
     """The settings of the control plane by another name of its host."""
     plane = configured.DATABASES["default"]
     if plane["HOST"]:
-        host = catalog.query(catalog.dsn(plane), "SELECT host(inet_server_addr())")[0][0]
-        return {**plane, "HOST": host if host and host != plane["HOST"] else f"{plane['HOST']}."}
+        address = socket.gethostbyname(plane["HOST"])
+        return {**plane, "HOST": "mirror.invalid", "OPTIONS": {**plane.get("OPTIONS", {}), "hostaddr": address}}
     directory = plane["OPTIONS"]["host"]
     return {**plane, "OPTIONS": {**plane["OPTIONS"], "host": f"{directory}/."}}
 

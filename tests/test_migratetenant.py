@@ -514,7 +514,7 @@ def test_unfinished_run__says_when_to_try_again(make_tenant: Callable[..., Tenan
     assert result.code == 4
     assert result.err == (
         f"CommandError: Tenant 'acme' has an unfinished run: {run.pk}.\n"
-        "If its process is gone, it is settled once 30 seconds have passed; then try again.\n"
+        "What a dead process left is settled 30 seconds after its end; then try again.\n"
     )
 
 

@@ -1,3 +1,4 @@
+import socket
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -187,7 +188,8 @@ def test_session__control_plane_by_what_is_in_it(plane: None, settings: Any) -> 
     if "host" in options:
         plane_settings["HOST"] = options.pop("host")
     else:
-        plane_settings["HOST"] = plane_settings["HOST"] + "."
+        options["hostaddr"] = socket.gethostbyname(plane_settings["HOST"])
+        plane_settings["HOST"] = "elsewhere.invalid"
     settings.TENANT_DATABASES = {"alias": {**plane_settings, "OPTIONS": options}}
     tenant = Tenant(tenant_id="acme", isolation=Isolation.SHARED, schema_name="public", database="alias")
     refuse_control_plane(tenant)

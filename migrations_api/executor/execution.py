@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Final
 
 import psycopg2
+from django.db import transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models.signals import post_migrate, pre_migrate
 from psycopg2 import errorcodes
@@ -97,8 +98,9 @@ def _prune(tenant: Tenant, connection: BaseDatabaseWrapper, plan: Plan, source: 
     stale = prunable(plan, source, plan.target.app_label or "")
     recorder = TenantRecorder(connection, tenant.schema_name)
     with translated():
-        for app_label, name in stale:
-            recorder.record_unapplied(app_label, name)
+        with transaction.atomic(using=connection.alias):
+            for app_label, name in stale:
+                recorder.record_unapplied(app_label, name)
         after = recorder.applied_keys()
     return Outcome(
         end=End.SUCCEEDED, before=plan.applied, after=after, pruned=tuple(f"{app}.{name}" for app, name in stale)

@@ -47,6 +47,10 @@ EXIT_CODES: Final = {
 }
 
 
+def try_again_later() -> str:
+    return f"What a dead process left is settled {load_conf().lease:g} seconds after its end; then try again."
+
+
 class ServiceCommand(BaseCommand):
     """A command whose ServiceErrors end it with a message and the exit code that the error has."""
 
@@ -64,9 +68,7 @@ class ServiceCommand(BaseCommand):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             exit_with(EXIT_FAILED)
         except exceptions.RunActive as error:
-            lease = load_conf().lease
-            hint = f"If its process is gone, it is settled once {lease:g} seconds have passed; then try again."
-            raise failed(error.code, f"{error.message}\n{hint}") from error
+            raise failed(error.code, f"{error.message}\n{try_again_later()}") from error
         except ServiceError as error:
             raise failed(error.code, explain(error.code, error.message)) from error
         except DatabaseError as error:

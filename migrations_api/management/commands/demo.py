@@ -28,7 +28,7 @@ What to try next (python is .venv/bin/python):
   make stop    # ends the service and the embedded PostgreSQL; the data stays in var/
 """
 OVER_HTTP = """
-The same over HTTP, at {base} (docs at /docs; admin at /admin/ as user 'demo', password '{password}'):
+The same over HTTP, at {base} (admin at /admin/ as user 'demo', password '{password}'; then docs at /docs):
   export TOKEN={token}
   curl -H "Authorization: Bearer $TOKEN" {base}/fleet
   curl -H "Authorization: Bearer $TOKEN" {base}/tenants/globex/plan

@@ -14,6 +14,7 @@ from migrations_api.management.base import (
     exit_with,
     positive,
     request_of,
+    try_again_later,
 )
 from migrations_api.management.interrupt import graceful_stop
 from migrations_api.management.plans import check_question, write_plan
@@ -133,6 +134,8 @@ class Command(ServiceCommand):
         for error in busy:
             results[error.tenant_id] = FAILED
             self.stderr.write(f"✗ {error.message}")
+        if busy:
+            self.stderr.write(try_again_later())
         return results
 
     def _verdict(self, results: dict[str, str]) -> str:
