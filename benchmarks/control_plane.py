@@ -12,18 +12,18 @@ import django
 
 django.setup()
 
-from django.contrib.auth import get_user_model  # noqa: E402
-from django.contrib.auth.models import Group  # noqa: E402
-from django.db import connection  # noqa: E402
-from django.test import Client  # noqa: E402
-from django.test.utils import CaptureQueriesContext  # noqa: E402
+from django.contrib.auth import get_user_model
+from django.contrib.auth.models import Group
+from django.db import connection
+from django.test import Client
+from django.test.utils import CaptureQueriesContext
 
-from migrations_api.models import ApiToken, AppliedSet, MigrationRun, Role, Rollout  # noqa: E402
-from migrations_api.orchestrator import observations  # noqa: E402
-from migrations_api.orchestrator.sources import source_for  # noqa: E402
-from migrations_api.rest import metrics  # noqa: E402
-from tenants.models import Isolation, Tenant  # noqa: E402
-from tenants.provisioning import create_tenant  # noqa: E402
+from migrations_api.models import ApiToken, AppliedSet, MigrationRun, Role, Rollout
+from migrations_api.orchestrator import observations
+from migrations_api.orchestrator.sources import source_for
+from migrations_api.rest import metrics
+from tenants.models import Isolation, Tenant
+from tenants.provisioning import create_tenant
 
 TENANTS = """
     INSERT INTO tenants_tenant (tenant_id, name, isolation, database, database_name, schema_name, labels, created_at,

@@ -210,7 +210,7 @@ def abandoned_rollout(make_tenant: MakeTenant) -> Rollout:
     """A rollout whose driver died when it had claimed the first of its two runs."""
     for tenant_id in ("acme", "globex"):
         make_tenant(tenant_id)
-    rollout, _ = request_rollout(Tenant.objects.all(), Request(target=USERS))
+    rollout = request_rollout(Tenant.objects.all(), Request(target=USERS))
     (first,) = advance(rollout, limit=1, lease=30)
     MigrationRun.objects.claim(first, lease=30)
     Rollout.objects.filter(pk=rollout.pk).update(lease_expires_at=Now() - timedelta(seconds=1))

@@ -229,9 +229,19 @@ def test_refused__second_run_names_the_first(operator: APIClient, db: None) -> N
     first = operator.post(MIGRATE).json()["id"]
     body = refused(operator.post(MIGRATE), 409, "run_active", "run_id")
     assert body["run_id"] == first
-    assert refused(operator.post(MIGRATE_ALL), 409, "run_active", "run_id")["run_id"] == first
     assert list(MigrationRun.objects.values_list("pk", flat=True)) == [first]
-    assert not Rollout.objects.exists()
+
+
+def test_migrate_all__skips_a_tenant_that_has_an_unfinished_run(operator: APIClient, db: None) -> None:
+    registered("acme", "globex")
+    first = operator.post(MIGRATE).json()["id"]
+    rollout = operator.post(MIGRATE_ALL).json()
+    assert (rollout["runs"]["pending"], rollout["runs"]["skipped"]) == (1, 1)
+    (failure,) = operator.get(f"/rollouts/{rollout['id']}/failures").json()
+    assert (failure["error_code"], failure["message"]) == (
+        "run_active",
+        f"Tenant 'acme' has an unfinished run: {first}.",
+    )
 
 
 # Rights and confirmation

@@ -76,7 +76,7 @@ def test_coordinator__carries_out_what_the_api_asked_for(make_tenant: MakeTenant
     run = ask(make_tenant("acme"))
     coordinator = start()
     wait_until(lambda: state(run) == "succeeded")
-    rollout, _ = request_rollout([make_tenant("globex"), make_tenant("shop", "shared")], Request(via="api"))
+    rollout = request_rollout([make_tenant("globex"), make_tenant("shop", "shared")], Request(via="api"))
     wait_until(lambda: state(rollout) == "succeeded")
 
     assert [run.state for run in rollout.runs.all()] == ["succeeded"] * 2
@@ -85,7 +85,7 @@ def test_coordinator__carries_out_what_the_api_asked_for(make_tenant: MakeTenant
 
 
 def test_coordinator__a_failing_tenant_fails_its_rollout_and_no_other(make_tenant: MakeTenant, start: Start) -> None:
-    rollout, _ = request_rollout([make_tenant("acme"), make_tenant("globex")], Request(via="api"))
+    rollout = request_rollout([make_tenant("acme"), make_tenant("globex")], Request(via="api"))
     start(broken={"orders": "orders_failing_data"})
     wait_until(lambda: state(rollout) == "failed")
     assert dict(rollout.runs.values_list("tenant_id", "state")) == {"acme": "succeeded", "globex": "failed"}
@@ -230,7 +230,7 @@ def test_retry__by_state(make_tenant: MakeTenant, before: str) -> None:
 
 
 def test_ready_runs__what_one_caller_waits_for_comes_first(make_tenant: MakeTenant) -> None:
-    rollout, _ = request_rollout([make_tenant("a1"), make_tenant("a2")], Request(via="api"))
+    rollout = request_rollout([make_tenant("a1"), make_tenant("a2")], Request(via="api"))
     single, other = ask(make_tenant("z1")), ask(make_tenant("z2"))
     request_run(make_tenant("mine"), Request())
     request_rollout([make_tenant("ours")], Request())
@@ -243,7 +243,7 @@ def test_ready_runs__what_one_caller_waits_for_comes_first(make_tenant: MakeTena
 
 
 def test_ready_runs__a_canceled_rollout_ends(make_tenant: MakeTenant) -> None:
-    rollout, _ = request_rollout([make_tenant()], Request(via="api"))
+    rollout = request_rollout([make_tenant()], Request(via="api"))
     Rollout.objects.update(state="canceling")
     rollout.runs.update(state="canceled")
     assert ready_runs(10, frozenset()) == []
@@ -262,7 +262,7 @@ def test_ready_runs__a_canceled_rollout_ends(make_tenant: MakeTenant) -> None:
 def test_settle__what_the_api_asked_for_is_not_lost_with_its_worker(
     make_tenant: MakeTenant, via: str, before: str, after: str
 ) -> None:
-    rollout, _ = request_rollout([make_tenant()], Request(via=via))
+    rollout = request_rollout([make_tenant()], Request(via=via))
     past = timezone.now() - timedelta(seconds=1)
     Rollout.objects.update(lease_expires_at=past)
     rollout.runs.update(state=before, lease_expires_at=past if before == "waiting" else None)

@@ -137,7 +137,7 @@ def test_streams__are_bounded_and_give_their_place_back(run: MigrationRun) -> No
 
 
 def test_rollout_events__counts_at_each_change(make_tenant: Callable[..., Tenant]) -> None:
-    rollout, _ = request_rollout([make_tenant()], Request(via="api"))
+    rollout = request_rollout([make_tenant()], Request(via="api"))
     stream = rollout_events(rollout.pk)
     next(stream)
     [first] = parsed(iter([next(stream)]))

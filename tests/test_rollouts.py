@@ -18,7 +18,7 @@ from migrations_api.models import MigrationRun, Rollout
 from migrations_api.models.runs import MigrationRunQuerySet
 from migrations_api.orchestrator.abandoned import settle_abandoned
 from migrations_api.orchestrator.requests import Request, request_rollout, request_run
-from migrations_api.orchestrator.rollouts import advance, cancel, drive, finish_if_done
+from migrations_api.orchestrator.rollouts import advance, cancel, drive, failure_groups, finish_if_done
 from migrations_api.orchestrator.work import work
 from migrations_api.plan import Target
 from tenants.models import Isolation, Tenant
@@ -33,7 +33,7 @@ EXECUTORS = ["sequential", "parallel"]
 def ask(*target: str, on_error: str = "continue", **options: bool) -> Rollout:
     app_label, name = [*target, None, None][:2]
     request = Request(target=Target(app_label=app_label, migration_name=name), options=Options(**options))
-    rollout, _ = request_rollout(Tenant.objects.all(), request, on_error=on_error)
+    rollout = request_rollout(Tenant.objects.all(), request, on_error=on_error)
     return rollout
 
 
@@ -210,12 +210,16 @@ def test_parallel__a_killed_worker_takes_only_its_own_tenant_along(
     assert rollout.runs.get(tenant=victim).error_code == "worker_lost"
 
 
-def test_request__tenants_with_an_unfinished_run_are_left_out_and_named(make_tenant: MakeTenant) -> None:
+def test_request__tenants_with_an_unfinished_run_are_skipped_and_say_so(make_tenant: MakeTenant) -> None:
     busy, _ = make_fleet(make_tenant, "acme", "globex")
     run = request_run(busy, Request())
-    rollout, left_out = request_rollout(Tenant.objects.all(), Request())
-    assert [(each.tenant_id, each.run_id) for each in left_out] == [("acme", run.pk)]
-    assert states(carry_out(rollout)) == {"globex": "succeeded"}
+    rollout = carry_out(request_rollout(Tenant.objects.all(), Request()))
+    assert states(rollout) == {"acme": "skipped", "globex": "succeeded"}
+    skipped = rollout.runs.get(tenant=busy)
+    assert (skipped.error_code, skipped.message) == ("run_active", f"Tenant 'acme' has an unfinished run: {run.pk}.")
+    # One of its tenants is not where it was to be brought.
+    assert rollout.state == "failed"
+    assert [group["error_code"] for group in failure_groups(rollout)] == ["run_active"]
 
 
 def test_request__target_reaches_only_the_kinds_that_have_it(make_tenant: MakeTenant) -> None:
@@ -321,8 +325,7 @@ def test_request__a_run_that_ends_meanwhile_leaves_no_tenant_out(
         return made
 
     monkeypatch.setattr(MigrationRunQuerySet, "bulk_create", bulk_create)
-    rollout, busy = request_rollout(Tenant.objects.all(), Request())
-    assert (states(rollout), busy) == ({"acme": "pending"}, [])
+    assert states(request_rollout(Tenant.objects.all(), Request())) == {"acme": "pending"}
 
 
 def test_parallel__a_worker_that_died_while_idle_is_replaced(plane: None) -> None:

@@ -1,12 +1,17 @@
 """When a rollout is over, whoever finds out: its driver, or a reader that settles what a dead one left."""
 
 from collections import Counter
+from typing import Final
 
-from django.db.models import Count
+from django.db.models import Count, Q
 from django.db.models.functions import Now
 
+from migrations_api.exceptions import RunActive
 from migrations_api.models import MigrationRun, Rollout
 from migrations_api.states import RunState
+
+# A tenant that another run had was not migrated by this rollout, which must not say that it succeeded then.
+NOT_MIGRATED: Final = Q(state__in=[RunState.FAILED, RunState.PARTIAL, RunState.CANCELED]) | Q(error_code=RunActive.code)
 
 
 def finish_if_done(rollout: Rollout) -> None:
@@ -14,11 +19,11 @@ def finish_if_done(rollout: Rollout) -> None:
     states = state_counts(rollout)
     if sum(states[state] for state in (RunState.PENDING, RunState.RUNNING, RunState.WAITING)):
         return
-    failed = states[RunState.FAILED] or states[RunState.PARTIAL]
+    incomplete = rollout.runs.filter(NOT_MIGRATED).exists()
     mine = Rollout.objects.filter(pk=rollout.pk)
     end = {"finished_at": Now(), "lease_expires_at": None}
     if not mine.transition("finish_canceled", **end):
-        mine.transition("finish_failed" if failed or states[RunState.CANCELED] else "finish_succeeded", **end)
+        mine.transition("finish_failed" if incomplete else "finish_succeeded", **end)
 
 
 def state_counts(rollout: Rollout) -> Counter[str]:

@@ -111,36 +111,45 @@ def _prepare(request: Request, tenant_ids: Collection[str] | None = None) -> Non
 
 def request_rollout(
     tenants: Iterable[Tenant], request: Request, *, on_error: str = Rollout.OnError.CONTINUE
-) -> tuple[Rollout, list[RunActive]]:
+) -> Rollout:
     """A rollout with a pending run for each tenant, shared ones in the first wave, the rest in the order of their ids.
 
-    Tenants that have an unfinished run are left out and returned. A target has to exist for at least one kind of tenant
-    and reaches only the kinds for which it does. Raises InvalidOptions, PlanError or TooManyRuns.
+    A tenant that has an unfinished run gets one that is skipped and says so. A target has to exist for at least one
+    kind of tenant and reaches only the kinds for which it does. Raises InvalidOptions, PlanError or TooManyRuns.
     """
     check_options(request)
     chosen = concerned_tenants(tenants, request.target)
     _prepare(request)
     with transaction.atomic():
         left = _keep(chosen)
-        chosen = [tenant for tenant in chosen if tenant.pk in left]
         rollout = Rollout.objects.create(
             on_error=on_error, requested_by=request.by, lease_expires_at=_lease(request), **_asked(request)
         )
-        busy = _insert_runs(rollout, chosen, request)
-    return rollout, [RunActive(tenant_id, run_id) for tenant_id, run_id in sorted(busy.items())]
+        _insert_runs(rollout, [tenant for tenant in chosen if tenant.pk in left], request)
+    return rollout
 
 
-def _insert_runs(rollout: Rollout, tenants: Sequence[Tenant], request: Request) -> dict[str, int]:
-    """A run for each tenant that has no unfinished one; returns those, by tenant id."""
+def _insert_runs(rollout: Rollout, tenants: Sequence[Tenant], request: Request) -> None:
+    """A run for each tenant: pending, or skipped where another one is in the way."""
     runs = [_run(tenant, request, rollout) for tenant in tenants]
     MigrationRun.objects.bulk_create(runs, batch_size=1000, ignore_conflicts=True)
     created = set(rollout.runs.values_list("tenant_id", flat=True))
     left_out = [tenant for tenant in tenants if tenant.pk not in created]
-    active = MigrationRun.objects.active().filter(tenant__in=left_out)
-    busy = dict(active.values_list("tenant_id", "pk"))
+    if not left_out:
+        return
+    busy = dict(MigrationRun.objects.active().filter(tenant__in=left_out).values_list("tenant_id", "pk"))
+    skipped = [_skipped(tenant, request, rollout, busy[tenant.pk]) for tenant in left_out if tenant.pk in busy]
+    MigrationRun.objects.bulk_create(skipped, batch_size=1000)
     # A run that was in the way has ended since.
-    again = [tenant for tenant in left_out if tenant.pk not in busy]
-    return busy | (_insert_runs(rollout, again, request) if again else {})
+    _insert_runs(rollout, [tenant for tenant in left_out if tenant.pk not in busy], request)
+
+
+def _skipped(tenant: Tenant, request: Request, rollout: Rollout, active_run_id: int) -> MigrationRun:
+    run = _run(tenant, request, rollout)
+    error = RunActive(tenant.tenant_id, active_run_id)
+    run.state, run.finished_at = RunState.SKIPPED, timezone.now()
+    run.error_code, run.message = error.code, error.message
+    return run
 
 
 def _asked(request: Request) -> dict[str, object]:

@@ -14,7 +14,7 @@ from django.utils.module_loading import import_string
 from migrations_api.dispatch.base import Dispatcher, Emit, ShouldStop
 from migrations_api.models import MigrationRun, Rollout
 from migrations_api.orchestrator.abandoned import settle_abandoned
-from migrations_api.orchestrator.endings import finish_if_done
+from migrations_api.orchestrator.endings import NOT_MIGRATED, finish_if_done
 from migrations_api.orchestrator.work import work
 from migrations_api.states import ACTIVE_ROLLOUT_STATES, RunState
 from tenants.conf import load_conf
@@ -132,8 +132,8 @@ def counts_by_rollout(rollouts: Iterable[Rollout]) -> dict[int, dict[str, int]]:
 
 
 def failure_groups(rollout: Rollout) -> list[dict[str, object]]:
-    """The rollout's failures, grouped by how they failed, the most frequent first."""
-    runs = MigrationRun.objects.filter(rollout=rollout, state__in=FAILED_STATES).order_by()
+    """What kept tenants from being migrated, grouped by how, the most frequent first; not what was never started."""
+    runs = MigrationRun.objects.filter(NOT_MIGRATED, rollout=rollout).exclude(state=RunState.CANCELED).order_by()
     grouped = runs.values("error_code", "error_class", "sqlstate", "failed_step").annotate(
         count=Count("pk"), example_run_id=Min("pk")
     )

@@ -6,7 +6,6 @@ from rest_framework.generics import get_object_or_404
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from migrations_api.exceptions import RunActive
 from migrations_api.models import Role, Rollout
 from migrations_api.orchestrator import requests, rollouts, verbs
 from migrations_api.rest import docs
@@ -50,9 +49,7 @@ class MigrateAllView(ServiceView):
         body = self.body(MigrateAllRequestSerializer).validated_data
         tenants = Tenant.objects.filter(**{"isolation": body["isolation"]} if body["isolation"] else {})
         asked = request_of(request, body, subject=ALL)
-        rollout, busy = requests.request_rollout(tenants, asked, on_error=body["on_error"])
-        if busy:
-            raise RunActive(busy[0].tenant_id, busy[0].run_id)
+        rollout = requests.request_rollout(tenants, asked, on_error=body["on_error"])
         self.object_id = str(rollout.pk)
         return accepted_rollout(request, rollout)
 

@@ -104,7 +104,7 @@ class Command(ServiceCommand):
             live=executor == "sequential",
             continues=on_error == Rollout.OnError.CONTINUE,
         )
-        rollout, busy = request_rollout(tenants, request, on_error=on_error)
+        rollout = request_rollout(tenants, request, on_error=on_error)
         shown = (
             nullcontext(without_bar(make, self.stdout)) if quiet else with_bar(make, self.stdout, rollout.runs.count())
         )
@@ -112,7 +112,7 @@ class Command(ServiceCommand):
             rollout = drive(
                 rollout, executor=executor, max_concurrency=max_concurrency, emit=emit, should_stop=should_stop
             )
-        results = self._results(presenter.ended, rollout, busy)
+        results = self._results(presenter.ended, rollout)
         if format == "json":
             for run in rollout.runs.prefetch_related("steps").order_by("wave", "tenant_id").iterator(chunk_size=200):
                 self.write_json(MigrationRunSerializer(run).data)
@@ -123,19 +123,16 @@ class Command(ServiceCommand):
         if UNFINISHED & set(results.values()):
             raise CommandError(self._verdict(results), returncode=EXIT_SOME_FAILED)
 
-    def _results(self, ended: list[RunEnded], rollout: Rollout, busy: list[RunActive]) -> dict[str, str]:
+    def _results(self, ended: list[RunEnded], rollout: Rollout) -> dict[str, str]:
         """What became of each tenant; the reasons that no event has told go to stderr."""
         results = {event.tenant_id: result_of(event) for event in ended}
         for run in rollout.runs.exclude(tenant_id__in=results).order_by("wave", "tenant_id"):
             results[run.tenant_id] = NOT_STARTED if run.state == RunState.CANCELED else FAILED
-            if run.state != RunState.CANCELED:
+            if run.error_code == RunActive.code:
+                self.stderr.write(f"✗ {run.message}\n{try_again_later()}")
+            elif run.state != RunState.CANCELED:
                 reason = describe(run) or run.waiting_cause
                 self.stderr.write(f"✗ Migrations failed for tenant '{run.tenant_id}': {reason}")
-        for error in busy:
-            results[error.tenant_id] = FAILED
-            self.stderr.write(f"✗ {error.message}")
-        if busy:
-            self.stderr.write(try_again_later())
         return results
 
     def _verdict(self, results: dict[str, str]) -> str:
