@@ -222,6 +222,15 @@ def test_request__tenants_with_an_unfinished_run_are_skipped_and_say_so(make_ten
     assert [group["error_code"] for group in failure_groups(rollout)] == ["run_active"]
 
 
+def test_request__that_finds_every_tenant_busy_is_refused_by_a_run(make_tenant: MakeTenant) -> None:
+    make_fleet(make_tenant, "acme", "globex")
+    first = request_rollout(Tenant.objects.all(), Request())
+    with pytest.raises(exceptions.RunActive) as caught:
+        request_rollout(Tenant.objects.all(), Request())
+    assert caught.value.run_id == first.runs.get(tenant="acme").pk
+    assert list(Rollout.objects.all()) == [first]
+
+
 def test_request__target_reaches_only_the_kinds_that_have_it(make_tenant: MakeTenant) -> None:
     make_tenant("acme")
     make_tenant("shared", Isolation.SHARED)

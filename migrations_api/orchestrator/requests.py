@@ -115,7 +115,8 @@ def request_rollout(
     """A rollout with a pending run for each tenant, shared ones in the first wave, the rest in the order of their ids.
 
     A tenant that has an unfinished run gets one that is skipped and says so. A target has to exist for at least one
-    kind of tenant and reaches only the kinds for which it does. Raises InvalidOptions, PlanError or TooManyRuns.
+    kind of tenant and reaches only the kinds for which it does. Raises InvalidOptions, PlanError or TooManyRuns, and
+    RunActive when every tenant has an unfinished run: the same was asked for already.
     """
     check_options(request)
     chosen = concerned_tenants(tenants, request.target)
@@ -125,23 +126,26 @@ def request_rollout(
         rollout = Rollout.objects.create(
             on_error=on_error, requested_by=request.by, lease_expires_at=_lease(request), **_asked(request)
         )
-        _insert_runs(rollout, [tenant for tenant in chosen if tenant.pk in left], request)
+        chosen = [tenant for tenant in chosen if tenant.pk in left]
+        busy = _insert_runs(rollout, chosen, request)
+        if busy and len(busy) == len(chosen):
+            raise RunActive(*min(busy.items()))
     return rollout
 
 
-def _insert_runs(rollout: Rollout, tenants: Sequence[Tenant], request: Request) -> None:
-    """A run for each tenant: pending, or skipped where another one is in the way."""
+def _insert_runs(rollout: Rollout, tenants: Sequence[Tenant], request: Request) -> dict[str, int]:
+    """A run for each tenant: pending, or skipped where another one is in the way; returns those, by tenant id."""
     runs = [_run(tenant, request, rollout) for tenant in tenants]
     MigrationRun.objects.bulk_create(runs, batch_size=1000, ignore_conflicts=True)
     created = set(rollout.runs.values_list("tenant_id", flat=True))
     left_out = [tenant for tenant in tenants if tenant.pk not in created]
     if not left_out:
-        return
+        return {}
     busy = dict(MigrationRun.objects.active().filter(tenant__in=left_out).values_list("tenant_id", "pk"))
     skipped = [_skipped(tenant, request, rollout, busy[tenant.pk]) for tenant in left_out if tenant.pk in busy]
     MigrationRun.objects.bulk_create(skipped, batch_size=1000)
     # A run that was in the way has ended since.
-    _insert_runs(rollout, [tenant for tenant in left_out if tenant.pk not in busy], request)
+    return busy | _insert_runs(rollout, [tenant for tenant in left_out if tenant.pk not in busy], request)
 
 
 def _skipped(tenant: Tenant, request: Request, rollout: Rollout, active_run_id: int) -> MigrationRun:
