@@ -34,9 +34,9 @@ def create_tenant(
     """Register a tenant and, with `provision`, make its schema or database.
 
     What a call that was killed left behind, or one that only registered, is taken over if it is empty; a name and
-    labels given now are the ones that count. Raises InvalidName, TenantExists,
-    AlreadyProvisioned, IsControlPlane, ServerNotConfigured or what the server answers; then neither a row nor anything
-    that this call made is left, and nothing else was touched.
+    labels given now are the ones that count. Raises InvalidName, TenantExists, AlreadyProvisioned, IsControlPlane,
+    ServerNotConfigured or what the server answers; then neither a row nor anything that this call made is left, and
+    nothing else was touched.
     """
     tenant = Tenant.at_home(
         tenant_id=tenant_id, isolation=isolation, name=name or tenant_id, database=database, labels=labels or {}

@@ -104,3 +104,18 @@ def client_of(token_of: Callable[..., tuple[ApiToken, str]]) -> Callable[[str | 
         return client
 
     return make
+
+
+@pytest.fixture
+def viewer(client_of: Callable[[str | None], APIClient]) -> APIClient:
+    return client_of("viewer")
+
+
+@pytest.fixture
+def operator(client_of: Callable[[str | None], APIClient]) -> APIClient:
+    return client_of("operator")
+
+
+@pytest.fixture
+def admin(client_of: Callable[[str | None], APIClient]) -> APIClient:
+    return client_of("admin")

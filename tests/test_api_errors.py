@@ -23,11 +23,6 @@ MIGRATE = "/tenants/acme/migrate"
 
 
 @pytest.fixture
-def admin(client_of: ClientOf) -> APIClient:
-    return client_of("admin")
-
-
-@pytest.fixture
 def acme(db: None) -> Iterator[None]:
     """The tenant, which a request that is refused leaves without a run."""
     registered("acme", name="Acme")

@@ -27,16 +27,6 @@ Answer = tuple[int, dict[str, Any]]
 
 
 @pytest.fixture
-def operator(client_of: ClientOf) -> APIClient:
-    return client_of("operator")
-
-
-@pytest.fixture
-def admin(client_of: ClientOf) -> APIClient:
-    return client_of("admin")
-
-
-@pytest.fixture
 def ask_at_once(plane: None, live_server: Any, token_of: Any) -> Callable[..., list[Answer]]:
     """The answers to so many equal POSTs that are sent to a server at the same time."""
     _, key = token_of("admin")

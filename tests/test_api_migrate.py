@@ -23,16 +23,6 @@ BACK = {"app_label": "users", "migration_name": "0004"}
 DIGEST = "0" * 64
 
 
-@pytest.fixture
-def operator(client_of: ClientOf) -> APIClient:
-    return client_of("operator")
-
-
-@pytest.fixture
-def admin(client_of: ClientOf) -> APIClient:
-    return client_of("admin")
-
-
 def applied(tenant: Tenant) -> list[tuple[str, str]]:
     return catalog.migrations(catalog.tenant_dsn(tenant), tenant.schema_name)
 

@@ -14,16 +14,6 @@ from tests.http_api import pages, refused, registered
 ClientOf = Callable[[str | None], APIClient]
 
 
-@pytest.fixture
-def viewer(client_of: ClientOf) -> APIClient:
-    return client_of("viewer")
-
-
-@pytest.fixture
-def operator(client_of: ClientOf) -> APIClient:
-    return client_of("operator")
-
-
 def rollout_of(states: dict[str, str], state: str = RolloutState.RUNNING, **values: Any) -> Rollout:
     """A rollout with a run in that state for each tenant."""
     rollout = Rollout.objects.create(state=state, requested_via="api")

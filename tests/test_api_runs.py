@@ -15,21 +15,6 @@ ClientOf = Callable[[str | None], APIClient]
 MakeTenant = Callable[..., Tenant]
 
 
-@pytest.fixture
-def viewer(client_of: ClientOf) -> APIClient:
-    return client_of("viewer")
-
-
-@pytest.fixture
-def operator(client_of: ClientOf) -> APIClient:
-    return client_of("operator")
-
-
-@pytest.fixture
-def admin(client_of: ClientOf) -> APIClient:
-    return client_of("admin")
-
-
 def past_run(tenant_id: str = "acme", state: str = RunState.FAILED, **values: Any) -> MigrationRun:
     return MigrationRun.objects.create(tenant_id=tenant_id, state=state, requested_via="api", **values)
 

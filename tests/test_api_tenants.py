@@ -27,21 +27,6 @@ ORDERINGS = ["tenant_id", "-tenant_id", "name", "-name", "created_at", "-created
 
 
 @pytest.fixture
-def viewer(client_of: ClientOf) -> APIClient:
-    return client_of("viewer")
-
-
-@pytest.fixture
-def operator(client_of: ClientOf) -> APIClient:
-    return client_of("operator")
-
-
-@pytest.fixture
-def admin(client_of: ClientOf) -> APIClient:
-    return client_of("admin")
-
-
-@pytest.fixture
 def homes(plane: None) -> Iterator[Callable[[], set[str]]]:
     """Every schema of the shop and every database of the server; what tenants have at the end is dropped."""
     yield all_homes
