@@ -108,6 +108,27 @@ class RunActive(ServiceError):
         super().__init__(f"Tenant '{tenant_id}' has an unfinished run: {run_id}.")
 
 
+class UnknownTenants(ServiceError):
+    """Tenants that are named do not exist."""
+
+    code = "unknown_tenants"
+
+
+class UnknownRollout(ServiceError):
+    """The rollout that is named does not exist."""
+
+    code = "unknown_rollout"
+
+
+class TenantHeld(ServiceError):
+    """The tenant is held."""
+
+    code = "held"
+
+    def __init__(self, tenant_id: str, by: str, reason: str) -> None:
+        super().__init__(f"Tenant '{tenant_id}' is held by {by or 'somebody'} ({reason}). Release it first.")
+
+
 class InvalidTransition(ServiceError):
     """That cannot be done in the present state."""
 

@@ -50,7 +50,7 @@ RUN_TRANSITIONS: Final = _table(
     {
         "claim": ({_R.PENDING, _R.WAITING}, _R.RUNNING),
         "wait": ({_R.RUNNING}, _R.WAITING),
-        # Its coordinator is going down between two steps; the next one carries on with it.
+        # Its worker is going down, or is gone and left the tenant on a boundary; the next one carries on with it.
         "requeue": ({_R.RUNNING, _R.WAITING}, _R.PENDING),
         "succeed": ({_R.RUNNING}, _R.SUCCEEDED),
         "fail": ({_R.RUNNING}, _R.FAILED),
@@ -59,16 +59,27 @@ RUN_TRANSITIONS: Final = _table(
         "skip": ({_R.PENDING, _R.RUNNING}, _R.SKIPPED),
     }
 )
+DONE_STEP_STATES: Final = frozenset({StepState.DONE, StepState.FAKED})
 ACTIVE_RUN_STATES: Final = frozenset({_R.PENDING, _R.RUNNING, _R.WAITING})
+IN_FLIGHT_RUN_STATES: Final = frozenset({_R.RUNNING, _R.WAITING})
+# What counts against `max_failures`.
+FAILED_RUN_STATES: Final = frozenset({_R.FAILED, _R.PARTIAL})
 
 _O = RolloutState
 ROLLOUT_TRANSITIONS: Final = _table(
     {
         "start": ({_O.PENDING}, _O.RUNNING),
-        "cancel": ({_O.PENDING, _O.RUNNING}, _O.CANCELING),
-        "finish_succeeded": ({_O.PENDING, _O.RUNNING}, _O.SUCCEEDED),
-        "finish_failed": ({_O.PENDING, _O.RUNNING}, _O.FAILED),
+        "pause": ({_O.PENDING, _O.RUNNING}, _O.PAUSING),
+        "finish_pausing": ({_O.PAUSING}, _O.PAUSED),
+        "resume": ({_O.PAUSING, _O.PAUSED}, _O.RUNNING),
+        "promote": ({_O.RUNNING}, _O.RUNNING),
+        # Once more, to have what is still running interrupted.
+        "cancel": ({_O.PENDING, _O.RUNNING, _O.PAUSING, _O.PAUSED, _O.CANCELING}, _O.CANCELING),
+        "finish_succeeded": ({_O.PENDING, _O.RUNNING, _O.PAUSING, _O.PAUSED}, _O.SUCCEEDED),
+        "finish_failed": ({_O.PENDING, _O.RUNNING, _O.PAUSING, _O.PAUSED}, _O.FAILED),
         "finish_canceled": ({_O.CANCELING}, _O.CANCELED),
     }
 )
+# A rollout in another one starts no tenant.
+STARTING_ROLLOUT_STATES: Final = frozenset({_O.PENDING, _O.RUNNING})
 ACTIVE_ROLLOUT_STATES: Final = frozenset({_O.PENDING, _O.RUNNING, _O.PAUSING, _O.PAUSED, _O.CANCELING})

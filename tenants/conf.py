@@ -18,11 +18,14 @@ class Conf:
         default_factory=lambda: {
             "sequential": "migrations_api.dispatch.sequential.SequentialDispatcher",
             "parallel": "migrations_api.dispatch.parallel.ParallelDispatcher",
+            "celery": "migrations_api.dispatch.remote.CeleryDispatcher",
         }
     )
     max_concurrency: int = 4
     # A worker process is replaced after so many tenants, so that what migrations leave in memory does not add up.
     tenants_per_worker: int = 100
+    # With Celery, a run that no worker has begun after so long is sent once more; then after twice as long, and so on.
+    resubmit_after: float = 10
     # Schemas that a tenant's session sees behind its own, for extensions or shared tables that live in `public`.
     extra_search_path: tuple[str, ...] = ()
     # Dotted path of `(tenant, settings) -> settings`, for teams that keep connection settings in a store of their own.
@@ -36,7 +39,9 @@ class Conf:
     lease: float = 30
     heartbeat: float = 10
     attempts: int = 5
+    # Between two attempts: doubled each time up to `max_backoff`, and half as much again more or less.
     backoff: float = 0.5
+    max_backoff: float = 30
     # Schemas whose applied migrations are read by one statement.
     read_batch: int = 200
     # Databases that are read at the same time.
@@ -54,7 +59,8 @@ class Conf:
             _require(name, getattr(self, name), whole=True, minimum=1)
         # A key is taken for as long as its request may run, which is taken to be an hour.
         _require("idempotency_ttl", self.idempotency_ttl, whole=False, minimum=3600)
-        for name in ("connect_timeout", "lease", "heartbeat", "backoff", "observe_every"):
+        times = ("connect_timeout", "lease", "heartbeat", "backoff", "max_backoff", "observe_every")
+        for name in (*times, "resubmit_after"):
             _require(name, getattr(self, name), whole=False, minimum=0.001)
         for name in ("lock_timeout", "statement_timeout", "lock_wait"):
             _require(name, getattr(self, name), whole=False, minimum=0)

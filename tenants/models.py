@@ -37,6 +37,10 @@ class Tenant(models.Model):
     labels = models.JSONField(default=dict, blank=True)
     created_at = models.DateTimeField(auto_now_add=True)
     provisioned_at = models.DateTimeField(null=True, blank=True)
+    held_at = models.DateTimeField(null=True, blank=True, help_text="Since when nothing migrates the tenant.")
+    held_by = models.CharField(max_length=150, blank=True)
+    hold_reason = models.CharField(max_length=500, blank=True)
+    suspended = models.BooleanField(default=False, help_text="Rollouts leave the tenant out.")
 
     class Meta:
         ordering: ClassVar = ["tenant_id"]

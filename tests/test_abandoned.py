@@ -8,10 +8,10 @@ from django.db.models.functions import Now
 from migrations_api.executor.lock import lock_key
 from migrations_api.models import MigrationRun, Rollout, RunStep
 from migrations_api.orchestrator.abandoned import settle_abandoned
+from migrations_api.orchestrator.advance import advance
 from migrations_api.orchestrator.heartbeat import heartbeat
 from migrations_api.orchestrator.recorder import Recorder
 from migrations_api.orchestrator.requests import Request, request_rollout, request_run
-from migrations_api.orchestrator.rollouts import advance
 from migrations_api.orchestrator.sources import source_for
 from migrations_api.orchestrator.work import work
 from migrations_api.plan import Plan, Target, make_plan

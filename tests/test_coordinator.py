@@ -97,8 +97,9 @@ def test_coordinator__looks_at_tenants_and_settles_what_is_abandoned(make_tenant
     past = timezone.now() - timedelta(seconds=1)
     MigrationRun.objects.filter(pk=run.pk).update(state="running", attempt=1, lease_expires_at=past)
     start()
-    wait_until(lambda: state(run) == "failed")
-    assert run.error_code == "worker_lost"
+    # Nothing had been done, so that the run is carried on with.
+    wait_until(lambda: state(run) == "succeeded")
+    assert run.attempt == 2
 
     seen = TenantObservation.objects.get().observed_at
     wait_until(lambda: TenantObservation.objects.get().observed_at > seen)
@@ -123,7 +124,10 @@ def test_failover__a_leader_whose_session_ends_leads_no_more(make_tenant: MakeTe
     start()
     wait_until(leaders)
     plane = catalog.dsn(configured.DATABASES["default"])
-    kill = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE '%% coordinator'"
+    kill = (
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND application_name LIKE '%% coordinator'"
+    )
     assert catalog.query(plane, kill, []) == [(True,)]
     run = ask(tenant)
     wait_until(lambda: state(run) == "succeeded")

@@ -15,10 +15,14 @@ from migrations_api.dispatch.parallel import ParallelDispatcher
 from migrations_api.events import Event, RunEnded, RunStarted, StepStarted
 from migrations_api.executor import Options
 from migrations_api.models import MigrationRun, Rollout
-from migrations_api.models.runs import MigrationRunQuerySet
 from migrations_api.orchestrator.abandoned import settle_abandoned
+from migrations_api.orchestrator.advance import advance
+from migrations_api.orchestrator.driver import drive
+from migrations_api.orchestrator.endings import finish_if_done
+from migrations_api.orchestrator.reports import failure_groups
 from migrations_api.orchestrator.requests import Request, request_rollout, request_run
-from migrations_api.orchestrator.rollouts import advance, cancel, drive, failure_groups, finish_if_done
+from migrations_api.orchestrator.rollout_verbs import cancel
+from migrations_api.orchestrator.strategy import Strategy
 from migrations_api.orchestrator.work import work
 from migrations_api.plan import Target
 from tenants.models import Isolation, Tenant
@@ -30,11 +34,10 @@ Emit = Callable[[Event], None]
 EXECUTORS = ["sequential", "parallel"]
 
 
-def ask(*target: str, on_error: str = "continue", **options: bool) -> Rollout:
+def ask(*target: str, strategy: Strategy | None = None, **options: bool) -> Rollout:
     app_label, name = [*target, None, None][:2]
     request = Request(target=Target(app_label=app_label, migration_name=name), options=Options(**options))
-    rollout = request_rollout(Tenant.objects.all(), request, on_error=on_error)
-    return rollout
+    return request_rollout(Tenant.objects.all(), request, strategy=strategy or Strategy())
 
 
 def carry_out(
@@ -108,7 +111,7 @@ def test_drive__on_error_fail_cancels_what_was_not_started(
 ) -> None:
     broken(orders="orders_failing_data")
     make_fleet(make_tenant, "acme", "globex", "initech", "umbrella")
-    rollout = carry_out(ask(on_error="fail"), executor, workers=1)
+    rollout = carry_out(ask(strategy=Strategy(on_error="fail")), executor, workers=1)
     assert rollout.state == "failed"
     assert states(rollout) == {"acme": "succeeded", "globex": "failed", "initech": "canceled", "umbrella": "canceled"}
     assert applied(Tenant.objects.get(pk="acme")) == 14
@@ -293,7 +296,7 @@ def test_cancel__leaves_what_runs_to_its_worker(make_tenant: MakeTenant) -> None
     rollout = ask()
     running = rollout.runs.get(tenant_id="acme")
     MigrationRun.objects.claim(running.pk, lease=30)
-    cancel(rollout)
+    cancel(rollout, "Stopped.")
     assert states(rollout) == {"acme": "running", "globex": "canceled"}
     finish_if_done(rollout)
     rollout.refresh_from_db()
@@ -322,28 +325,15 @@ def test_request__whose_command_dies_at_once_blocks_no_tenant(make_tenant: MakeT
     assert (rollout.state, states(rollout)) == ("failed", {"acme": "canceled"})
 
 
-def test_request__a_run_that_ends_meanwhile_leaves_no_tenant_out(
-    make_tenant: MakeTenant, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    in_the_way = request_run(make_tenant("acme"), Request())
-    real = MigrationRunQuerySet.bulk_create
-
-    def bulk_create(self: MigrationRunQuerySet, *arguments: Any, **values: Any) -> list[MigrationRun]:
-        made = real(self, *arguments, **values)
-        MigrationRun.objects.filter(pk=in_the_way.pk).update(state="succeeded")
-        return made
-
-    monkeypatch.setattr(MigrationRunQuerySet, "bulk_create", bulk_create)
-    assert states(request_rollout(Tenant.objects.all(), Request())) == {"acme": "pending"}
-
-
 def test_parallel__a_worker_that_died_while_idle_is_replaced(plane: None) -> None:
     done: list[Event] = []
 
     def report(run_id: int, *, emit: Emit, should_stop: Callable[[], bool]) -> None:
         emit(Event(run_id=run_id, tenant_id="acme"))
 
-    dispatcher = ParallelDispatcher(report, max_concurrency=1, emit=done.append, should_stop=lambda: False)
+    dispatcher = ParallelDispatcher(
+        report, max_concurrency=1, emit=done.append, should_stop=lambda: False, on_lost=lambda run_id: None
+    )
     for run_id in (1, 2):
         dispatcher.submit(run_id)
         while dispatcher.held:

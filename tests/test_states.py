@@ -26,9 +26,13 @@ RUNS = {
 }
 ROLLOUTS = {
     "start": ("pending", "running"),
-    "cancel": ("pending running", "canceling"),
-    "finish_succeeded": ("pending running", "succeeded"),
-    "finish_failed": ("pending running", "failed"),
+    "pause": ("pending running", "pausing"),
+    "finish_pausing": ("pausing", "paused"),
+    "resume": ("pausing paused", "running"),
+    "promote": ("running", "running"),
+    "cancel": ("pending running pausing paused canceling", "canceling"),
+    "finish_succeeded": ("pending running pausing paused", "succeeded"),
+    "finish_failed": ("pending running pausing paused", "failed"),
     "finish_canceled": ("canceling", "canceled"),
 }
 

@@ -5,6 +5,7 @@ from migrations_api.events import Event
 
 Emit = Callable[[Event], None]
 ShouldStop = Callable[[], bool]
+OnLost = Callable[[int], None]
 
 
 class Work(Protocol):
@@ -17,10 +18,23 @@ class Dispatcher(Protocol):
     """How "work on that run" reaches a worker; what the work is, it does not know.
 
     A driver enters it, calls `submit` while `free` is above zero, and `wait`s for progress; leaving waits for what was
-    submitted. A run whose worker dies is simply no longer held: its lease ends, and the truth is read from the tenant.
+    submitted. A run whose worker dies is no longer held: its lease ends, and the truth is read from the tenant. Where
+    the dispatcher is certain that the worker is gone, it tells `on_lost`, which must not raise.
+
+    With `leaves_running` another driver carries on where this one ends: once `should_stop` says so, what is not done by
+    processes of this machine is neither stopped nor waited for.
     """
 
-    def __init__(self, work: Work, *, max_concurrency: int, emit: Emit, should_stop: ShouldStop) -> None: ...
+    def __init__(
+        self,
+        work: Work,
+        *,
+        max_concurrency: int,
+        emit: Emit,
+        should_stop: ShouldStop,
+        on_lost: OnLost,
+        leaves_running: bool = False,
+    ) -> None: ...
 
     @property
     def free(self) -> int:
@@ -36,4 +50,4 @@ class Dispatcher(Protocol):
         """Deliver events for at most `timeout` seconds, returning as soon as a run has come back."""
 
     def close(self) -> None:
-        """Wait for what was submitted and let the workers go."""
+        """Wait for what was submitted, unless `leaves_running` says otherwise, and let the workers go."""

@@ -10,7 +10,7 @@ from multiprocessing.process import BaseProcess
 
 from django.db import connections
 
-from migrations_api.dispatch.base import Emit, ShouldStop, Work
+from migrations_api.dispatch.base import Emit, OnLost, ShouldStop, Work
 from migrations_api.events import Event
 from tenants.binding import cancel_statement
 from tenants.conf import load_conf
@@ -103,10 +103,20 @@ def _next(pipe: Connection) -> int | None:
 class ParallelDispatcher:
     """A pool of processes, each replaced after `tenants_per_worker` tenants. One that dies takes only its run along."""
 
-    def __init__(self, work: Work, *, max_concurrency: int, emit: Emit, should_stop: ShouldStop) -> None:
+    def __init__(
+        self,
+        work: Work,
+        *,
+        max_concurrency: int,
+        emit: Emit,
+        should_stop: ShouldStop,
+        on_lost: OnLost,
+        leaves_running: bool = False,
+    ) -> None:
         self._work = work
         self._emit = emit
         self._should_stop = should_stop
+        self._on_lost = on_lost
         self._max = max_concurrency
         self._per_worker = load_conf().tenants_per_worker
         self._workers: list[_Worker] = []
@@ -165,6 +175,8 @@ class ParallelDispatcher:
                     worker.done += 1
         except (EOFError, ConnectionResetError):
             self._retire(worker)
+            if worker.run_id is not None:
+                self._on_lost(worker.run_id)
             return
         if worker.run_id is None and (worker.done >= self._per_worker or self._told_to_stop):
             self._retire(worker)

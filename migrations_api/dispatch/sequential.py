@@ -1,10 +1,19 @@
-from migrations_api.dispatch.base import Emit, ShouldStop, Work
+from migrations_api.dispatch.base import Emit, OnLost, ShouldStop, Work
 
 
 class SequentialDispatcher:
     """One tenant after the other, in this process."""
 
-    def __init__(self, work: Work, *, max_concurrency: int, emit: Emit, should_stop: ShouldStop) -> None:
+    def __init__(
+        self,
+        work: Work,
+        *,
+        max_concurrency: int,
+        emit: Emit,
+        should_stop: ShouldStop,
+        on_lost: OnLost,
+        leaves_running: bool = False,
+    ) -> None:
         self._work = work
         self._emit = emit
         self._should_stop = should_stop

@@ -201,7 +201,9 @@ class _Execution:
             half_done = False
             self.migrator.results.append(StepResult(step=step, faked=False, seconds=0.0))
         partial = half_done or bool(broken)
-        failure = failure_of(error, step=str(step) if step else "", transient_allowed=not partial)
+        # One that is not atomic is never begun again by itself, even if it seems to have done nothing.
+        again = not partial and (step is None or step.atomic)
+        failure = failure_of(error, step=str(step) if step else "", transient_allowed=again)
         if broken:
             failure = replace(failure, message=f"{_invalid_message(broken)} {failure.message}")
         return self._outcome(End.PARTIAL if partial else End.FAILED, failure, after=after)

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
+from psycopg2 import errorcodes
+
 from migrations_api.plan import Applied, Plan, Step
 
 
@@ -45,6 +47,11 @@ class Failure:
     sqlstate: str = ""
     step: str = ""
     transient: bool = False
+
+    @property
+    def is_interruption(self) -> bool:
+        """Whether the server canceled the statement: because it was asked to, or by its statement_timeout."""
+        return self.sqlstate == errorcodes.QUERY_CANCELED
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ from migrations_api.executor import Options
 from migrations_api.management.presenter import explain
 from migrations_api.orchestrator.requests import Request
 from migrations_api.plan import Target
-from migrations_api.serializers import LABEL_KEY, MAX_LABEL
+from migrations_api.serializers.fields import LABEL_KEY, MAX_LABEL
 from tenants.conf import load_conf
 from tenants.driver_errors import sqlstate, translate
 from tenants.exceptions import InvalidName, ServerNotConfigured, ServiceError
@@ -39,6 +39,8 @@ EXIT_CODES: Final = {
     exceptions.InvalidOptions.code: EXIT_USAGE,
     exceptions.UnknownApp.code: EXIT_USAGE,
     exceptions.UnknownMigration.code: EXIT_USAGE,
+    exceptions.UnknownRollout.code: EXIT_USAGE,
+    exceptions.UnknownTenants.code: EXIT_USAGE,
     InvalidName.code: EXIT_USAGE,
     ServerNotConfigured.code: EXIT_USAGE,
     exceptions.RunActive.code: EXIT_LOCKED,
@@ -148,11 +150,11 @@ def request_of(options: dict[str, Any]) -> Request:
             run_syncdb=options["run_syncdb"],
             prune=options["prune"],
         ),
-        by=_user(),
+        by=user(),
     )
 
 
-def _user() -> str:
+def user() -> str:
     try:
         return getpass.getuser()
     except (KeyError, OSError):  # a container's user without a name

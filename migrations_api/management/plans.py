@@ -1,8 +1,10 @@
 from migrations_api.exceptions import InvalidOptions
 from migrations_api.management.base import ServiceCommand
-from migrations_api.orchestrator.requests import Request, check_options
+from migrations_api.orchestrator.requests import Preview, Request, check_options
+from migrations_api.orchestrator.selection import SHARED_WAVE
 from migrations_api.plan import Plan
-from migrations_api.serializers import PlanSerializer
+from migrations_api.serializers.plans import PlanSerializer
+from migrations_api.serializers.rollouts import RolloutPreviewSerializer
 
 
 def check_question(request: Request) -> None:
@@ -23,3 +25,28 @@ def write_plan(command: ServiceCommand, tenant_id: str, plan: Plan, *, output: s
         command.stdout.write("  No planned migration operations.")
     for step in plan.steps:
         command.stdout.write(f"  {'Undo ' if step.backwards else ''}{step.file}")
+
+
+def write_preview(command: ServiceCommand, preview: Preview, *, output: str) -> None:
+    if output == "json":
+        command.write_json(RolloutPreviewSerializer(preview).data)
+        return
+    arranged = preview.arrangement
+    command.stdout.write(f"A rollout over {_tenants(arranged.total)}:")
+    for number, tenants in sorted(arranged.waves.items()):
+        kind = " (shared)" if number == SHARED_WAVE else ""
+        names = ", ".join(tenant.tenant_id for tenant in tenants)
+        command.stdout.write(f"  Wave {number}{kind}, {_tenants(len(tenants))}: {names}")
+    for each in arranged.left_out:
+        command.stdout.write(f"  Left out: {each.tenant.tenant_id}: {each.reason}")
+    if preview.max_failures is not None:
+        command.stdout.write(f"  At most {preview.max_failures} may fail.")
+    for group in preview.plan.groups:
+        steps = ", ".join(f"{'Undo ' if step.backwards else ''}{step.file}" for step in group.plan.steps)
+        command.stdout.write(f"  {_tenants(group.tenant_count)}: {steps or 'nothing to do'}")
+    for problem in preview.plan.problems:
+        command.stdout.write(f"  No plan for {problem.tenant_id}: {problem.detail}")
+
+
+def _tenants(count: int) -> str:
+    return f"{count} tenant{'' if count == 1 else 's'}"

@@ -1,15 +1,17 @@
 from datetime import timedelta
 from typing import Any, ClassVar, Self
 
-from django.db import models
+from django.db import models, transaction
 from django.db.models import F, Q
 from django.db.models.functions import Coalesce, Now
 
 from migrations_api.plan import Applied, fingerprint
 from migrations_api.states import (
     ACTIVE_RUN_STATES,
+    IN_FLIGHT_RUN_STATES,
     ROLLOUT_TRANSITIONS,
     RUN_TRANSITIONS,
+    STARTING_ROLLOUT_STATES,
     RolloutState,
     RunState,
     StepState,
@@ -52,22 +54,35 @@ class RolloutQuerySet(models.QuerySet["Rollout"]):
 
 
 class Rollout(models.Model):
-    """One migrate-all: what was asked for. What came of it is in its runs."""
-
-    class OnError(models.TextChoices):
-        CONTINUE = "continue"
-        FAIL = "fail"
+    """One migrate-all: what was asked for, and how far its waves are. What came of it is in its runs."""
 
     state = models.CharField(max_length=9, choices=RolloutState, default=RolloutState.PENDING)
     app_label = models.CharField(max_length=255, blank=True)
     migration_name = models.CharField(max_length=255, blank=True)
     options = models.JSONField(default=dict, blank=True)
-    on_error = models.CharField(max_length=8, choices=OnError, default=OnError.CONTINUE)
+    # As asked for; the tenants that were selected are those that have a run.
+    selector = models.JSONField(default=dict, blank=True)
+    strategy = models.JSONField(default=dict, blank=True)
+    total = models.PositiveIntegerField(default=0, help_text="Tenants of the rollout, those left out included.")
     requested_by = models.CharField(max_length=150, blank=True)
     requested_via = models.CharField(max_length=7, choices=RequestedVia)
     created_at = models.DateTimeField(auto_now_add=True)
     started_at = models.DateTimeField(null=True)
     finished_at = models.DateTimeField(null=True)
+    retry_of = models.ForeignKey("self", on_delete=models.SET_NULL, null=True, related_name="retries")
+    open_wave = models.PositiveIntegerField(default=0, help_text="Runs of later waves are not started.")
+    last_wave = models.PositiveIntegerField(default=0)
+    next_wave_at = models.DateTimeField(null=True, help_text="When the next wave opens by itself.")
+    awaits_promotion = models.BooleanField(default=False)
+    promoted_fully = models.BooleanField(default=False, help_text="Waves open without waiting.")
+    # Failures that somebody has seen and let pass by resuming; they no longer count against max_failures.
+    pardoned = models.PositiveIntegerField(default=0)
+    # Since then the rollout should have made progress.
+    progress_at = models.DateTimeField(null=True)
+    stop_code = models.CharField(max_length=50, blank=True, help_text="Why it was paused or stopped.")
+    stop_reason = models.CharField(max_length=500, blank=True)
+    # A command that was started for it carries it out; otherwise the coordinator does.
+    foreground = models.BooleanField(default=False)
     # Whoever drives the rollout renews this; a rollout of which nobody does has lost its driver.
     lease_expires_at = models.DateTimeField(null=True)
 
@@ -84,6 +99,10 @@ class MigrationRunQuerySet(models.QuerySet["MigrationRun"]):
     def active(self) -> Self:
         return self.filter(state__in=ACTIVE_RUN_STATES)
 
+    def in_flight(self) -> Self:
+        """Those that a worker has."""
+        return self.filter(state__in=IN_FLIGHT_RUN_STATES)
+
     def transition(self, action: str, **values: Any) -> int:
         """Do `action` on those of the runs whose state allows it; returns on how many."""
         sources, to = RUN_TRANSITIONS[action]
@@ -94,14 +113,23 @@ class MigrationRunQuerySet(models.QuerySet["MigrationRun"]):
         return self.filter(pk=run_id, attempt=attempt)
 
     def claim(self, run_id: int, *, lease: float) -> "MigrationRun | None":
-        """Make the run `running` as a new attempt, for `lease` seconds; None when somebody else did or it ended."""
-        claimed = self.filter(pk=run_id).transition(
-            "claim",
-            attempt=F("attempt") + 1,
-            waiting_cause="",
-            started_at=Coalesce("started_at", Now()),
-            lease_expires_at=Now() + timedelta(seconds=lease),
-        )
+        """Make the run `running` as a new attempt, for `lease` seconds; None when somebody else did or it ended.
+
+        None as well while its rollout starts nothing: it was chosen before that was paused.
+        """
+        with transaction.atomic():
+            rollout = Rollout.objects.select_for_update(of=["self"], no_key=True).filter(runs=run_id)
+            state = rollout.values_list("state", flat=True).first()
+            runs = self.filter(pk=run_id)
+            if state is not None and state not in STARTING_ROLLOUT_STATES:
+                runs = runs.exclude(state=RunState.PENDING)
+            claimed = runs.transition(
+                "claim",
+                attempt=F("attempt") + 1,
+                waiting_cause="",
+                started_at=Coalesce("started_at", Now()),
+                lease_expires_at=Now() + timedelta(seconds=lease),
+            )
         return self.select_related("tenant").get(pk=run_id) if claimed else None
 
 
@@ -125,8 +153,10 @@ class MigrationRun(models.Model):
     started_at = models.DateTimeField(null=True)
     finished_at = models.DateTimeField(null=True)
     attempt = models.PositiveIntegerField(default=0)
-    # Its worker looks at this between two steps.
+    # Its worker looks at this between two steps,
     cancel_requested = models.BooleanField(default=False)
+    # and at this, about once a second, to cancel the statement that it is executing.
+    interrupt_requested = models.BooleanField(default=False)
     retry_of = models.ForeignKey("self", on_delete=models.SET_NULL, null=True, related_name="retries")
     lease_expires_at = models.DateTimeField(null=True)
     expected_digest = models.CharField(max_length=64, blank=True)
@@ -153,7 +183,7 @@ class MigrationRun(models.Model):
             models.Index(fields=["tenant", "-id"], name="run_by_tenant"),
             models.Index(fields=["state", "-id"], name="run_by_state"),
             models.Index(fields=["rollout", "id"], name="run_by_rollout"),
-            models.Index(fields=["rollout", "state", "wave"], name="run_by_rollout_state"),
+            models.Index(fields=["rollout", "state", "wave", "tenant"], name="run_by_rollout_wave"),
             models.Index(
                 fields=["lease_expires_at"], condition=Q(state__in=sorted(ACTIVE_RUN_STATES)), name="run_by_lease"
             ),

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Collection
+from typing import Final
 
 from django.db import transaction
 from django.db.models import Q
@@ -12,12 +13,14 @@ from migrations_api.executor import Failure
 from migrations_api.executor.applied import TenantRecorder
 from migrations_api.executor.lock import tenant_lock
 from migrations_api.models import AppliedSet, MigrationRun, RequestedVia, Rollout, RunStep
+from migrations_api.models.runs import MigrationRunQuerySet
 from migrations_api.orchestrator import observations
 from migrations_api.orchestrator.endings import finish_if_done
 from migrations_api.orchestrator.recorder import failure_values
 from migrations_api.orchestrator.sources import source_for
 from migrations_api.plan import Applied, MigrationSource, is_recorded
 from migrations_api.states import ACTIVE_ROLLOUT_STATES, RunState, StepState
+from tenants.conf import load_conf
 from tenants.driver_errors import translated
 from tenants.exceptions import NotProvisioned, ServiceError
 from tenants.models import Tenant
@@ -25,23 +28,31 @@ from tenants.sessions import tenant_session
 
 logger = logging.getLogger(__name__)
 
+# Somebody is there to do it: the coordinator, or the command that drives the rollout and lives.
+CARRIED_ON: Final = (
+    Q(rollout=None, requested_via=RequestedVia.API)
+    | Q(rollout__foreground=False)
+    | Q(rollout__foreground=True, rollout__lease_expires_at__gte=Now())
+)
+
 
 def settle_abandoned(tenant_ids: Collection[str] | None = None) -> None:
-    """End every run whose lease has run out, and cancel what a command that is gone had not started.
+    """Settle every run whose lease has run out, and cancel what a command that is gone had not started.
 
-    What the API asked for and nobody has begun is left to the next coordinator.
+    A run whose worker is gone, and whose tenant stands on a boundary, is carried on with by the coordinator or by the
+    command that drives its rollout; where there is neither, it has failed.
     """
     runs = MigrationRun.objects.active()
     if tenant_ids is not None:
         runs = runs.filter(tenant_id__in=tenant_ids)
-    for run in runs.filter(state=RunState.RUNNING, lease_expires_at__lt=Now()).select_related("tenant"):
+    for run in runs.filter(state=RunState.RUNNING, lease_expires_at__lt=Now()).select_related("tenant", "rollout"):
         _settle(run)
-    waiting = Q(state__in=[RunState.PENDING, RunState.WAITING], lease_expires_at__lt=Now())
+    overdue = Q(lease_expires_at__lt=Now())
+    waiting = runs.filter(overdue, CARRIED_ON, state=RunState.WAITING, cancel_requested=False)
+    _each(runs, waiting).transition("requeue", lease_expires_at=None, waiting_cause="")
+    late = overdue & Q(state__in=[RunState.PENDING, RunState.WAITING])
     orphaned = Q(state=RunState.PENDING, rollout__lease_expires_at__lt=Now())
-    asked = runs.filter(waiting, requested_via=RequestedVia.API)
-    asked.transition("requeue", lease_expires_at=None, waiting_cause="")
-    runs = runs.filter(requested_via=RequestedVia.COMMAND)
-    runs.filter(pk__in=runs.filter(waiting | orphaned).values("pk")).transition(
+    _each(runs, runs.filter((late | orphaned) & (~CARRIED_ON | Q(cancel_requested=True)))).transition(
         "cancel",
         finished_at=Now(),
         lease_expires_at=None,
@@ -50,6 +61,17 @@ def settle_abandoned(tenant_ids: Collection[str] | None = None) -> None:
     )
     for rollout in Rollout.objects.filter(state__in=ACTIVE_ROLLOUT_STATES, lease_expires_at__lt=Now()):
         finish_if_done(rollout)
+
+
+def _each(runs: MigrationRunQuerySet, chosen: MigrationRunQuerySet) -> MigrationRunQuerySet:
+    """Those rows without the joins that chose them, which an UPDATE cannot have."""
+    return runs.filter(pk__in=chosen.values("pk"))
+
+
+def _is_carried_on(run: MigrationRun) -> bool:
+    if run.cancel_requested or run.attempt >= load_conf().attempts:
+        return False
+    return MigrationRun.objects.filter(CARRIED_ON, pk=run.pk).exists()
 
 
 def _settle(run: MigrationRun) -> None:
@@ -68,6 +90,9 @@ def _settle(run: MigrationRun) -> None:
         return
     step = run.steps.filter(state=StepState.RUNNING).first()
     partial = _settle_step(step, applied, source) if step else False
+    if not partial and _is_carried_on(run):
+        _requeue(run, applied)
+        return
     failure = Failure(
         code="worker_lost",
         error_class="",
@@ -81,7 +106,7 @@ def _settle(run: MigrationRun) -> None:
     )
     with transaction.atomic():
         settled = MigrationRun.objects.held_by(run.pk, run.attempt).transition(
-            "leave_partial" if partial else "fail",
+            "leave_partial" if partial else "cancel" if run.cancel_requested else "fail",
             attempt=run.attempt + 1,
             finished_at=Now(),
             lease_expires_at=None,
@@ -92,6 +117,14 @@ def _settle(run: MigrationRun) -> None:
             observations.after_run(run.tenant_id, applied, partial=partial)
     if settled:
         logger.warning("run %s of tenant %s lost its worker and was settled", run.pk, run.tenant_id)
+
+
+def _requeue(run: MigrationRun, applied: Applied) -> None:
+    with transaction.atomic():
+        mine = MigrationRun.objects.held_by(run.pk, run.attempt).filter(cancel_requested=False)
+        if mine.transition("requeue", lease_expires_at=None, waiting_cause=""):
+            observations.after_run(run.tenant_id, applied, partial=False)
+            logger.warning("run %s of tenant %s lost its worker and is carried on with", run.pk, run.tenant_id)
 
 
 def _read_under_lock(tenant: Tenant) -> Applied:

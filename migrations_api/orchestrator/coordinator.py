@@ -20,14 +20,14 @@ from django.db.models import Q
 from django.db.models.functions import Now
 
 from migrations_api.dispatch.base import ShouldStop
-from migrations_api.events import Event, RunEnded, RunStarted
 from migrations_api.models import Coordinator, MigrationRun, RequestedVia, Rollout
 from migrations_api.orchestrator import expiry, observations
 from migrations_api.orchestrator.abandoned import settle_abandoned
-from migrations_api.orchestrator.endings import finish_if_done
-from migrations_api.orchestrator.rollouts import POLL, advance, carry_out, dispatcher_for
+from migrations_api.orchestrator.advance import advance
+from migrations_api.orchestrator.driver import POLL, carry_out, dispatcher_for, expire
+from migrations_api.orchestrator.event_log import log_event
 from migrations_api.orchestrator.work import work
-from migrations_api.states import ACTIVE_ROLLOUT_STATES, RunState
+from migrations_api.states import ACTIVE_ROLLOUT_STATES, RolloutState, RunState
 from tenants.binding import open_connection
 from tenants.conf import load_conf
 from tenants.servers import server_settings
@@ -211,7 +211,12 @@ def _lead(beat: Heartbeat, should_stop: ShouldStop) -> None:
     # One tenant after the other in this process would leave the other requests, and the lock, unattended.
     executor = "parallel" if conf.executor == "sequential" else conf.executor
     dispatcher = dispatcher_for(executor)(
-        partial(work, requeues=True), max_concurrency=conf.max_concurrency, emit=_log, should_stop=should_stop
+        partial(work, requeues=True),
+        max_concurrency=conf.max_concurrency,
+        emit=log_event,
+        should_stop=should_stop,
+        on_lost=partial(expire, emit=log_event),
+        leaves_running=True,
     )
     chores = [
         Chore(settle_abandoned, is_due=_is_anything_overdue, every=SETTLE_EVERY),
@@ -258,11 +263,9 @@ def ready_runs(limit: int, held: frozenset[int]) -> list[int]:
     asked = MigrationRun.objects.filter(rollout=None, requested_via=RequestedVia.API, state=RunState.PENDING)
     ready = list(asked.exclude(pk__in=held).order_by("pk").values_list("pk", flat=True)[:limit])
     lease = load_conf().lease
-    rollouts = Rollout.objects.filter(requested_via=RequestedVia.API, state__in=ACTIVE_ROLLOUT_STATES)
+    rollouts = Rollout.objects.filter(foreground=False, state__in=ACTIVE_ROLLOUT_STATES - {RolloutState.PAUSED})
     for rollout in rollouts.order_by("pk"):
         ready += advance(rollout, limit=limit - len(ready), lease=lease, held=held)
-        if not MigrationRun.objects.active().filter(rollout=rollout).exists():
-            finish_if_done(rollout)
     return ready
 
 
@@ -271,11 +274,3 @@ def _is_anything_overdue() -> bool:
     late = active.filter(Q(lease_expires_at__lt=Now()) | Q(state=RunState.PENDING, rollout__lease_expires_at__lt=Now()))
     rollouts = Rollout.objects.filter(state__in=ACTIVE_ROLLOUT_STATES, lease_expires_at__lt=Now())
     return late.exists() or rollouts.exists()
-
-
-def _log(event: Event) -> None:
-    about = {"run_id": event.run_id, "tenant_id": event.tenant_id}
-    if isinstance(event, RunStarted):
-        logger.info("run started", extra=about)
-    elif isinstance(event, RunEnded):
-        logger.info("run ended: %s", event.state, extra={**about, "error_code": event.error_code})

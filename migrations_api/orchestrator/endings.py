@@ -1,32 +1,39 @@
-"""When a rollout is over, whoever finds out: its driver, or a reader that settles what a dead one left."""
+"""When a rollout is over or has come to rest, whoever finds out: its driver, a verb, or a reader that settles."""
 
-from collections import Counter
 from typing import Final
 
-from django.db.models import Count, Q
+from django.db.models import Q
 from django.db.models.functions import Now
 
 from migrations_api.exceptions import RunActive
 from migrations_api.models import MigrationRun, Rollout
 from migrations_api.states import RunState
 
-# A tenant that another run had was not migrated by this rollout, which must not say that it succeeded then.
-NOT_MIGRATED: Final = Q(state__in=[RunState.FAILED, RunState.PARTIAL, RunState.CANCELED]) | Q(error_code=RunActive.code)
+# Of what a rollout left out, this is not where it was to be brought: the rollout must not say that it succeeded then.
+LEFT_BEHIND: Final = (RunActive.code, RunState.PARTIAL.value)
+NOT_MIGRATED: Final = Q(state__in=[RunState.FAILED, RunState.PARTIAL, RunState.CANCELED]) | Q(
+    state=RunState.SKIPPED, error_code__in=LEFT_BEHIND
+)
+
+
+def lock_rollout(run: MigrationRun) -> Rollout | None:
+    """Lock the run's rollout until the transaction ends.
+
+    Before the run's own row, as everybody who takes both: of two last runs that end at once, one then sees the other.
+    """
+    return Rollout.objects.select_for_update(no_key=True).filter(pk=run.rollout_id).first()
 
 
 def finish_if_done(rollout: Rollout) -> None:
-    """Give the rollout its end state once every run has one."""
-    states = state_counts(rollout)
-    if sum(states[state] for state in (RunState.PENDING, RunState.RUNNING, RunState.WAITING)):
-        return
-    incomplete = rollout.runs.filter(NOT_MIGRATED).exists()
+    """Give the rollout its end state once every run has one; one that is pausing rests once nothing is in flight."""
     mine = Rollout.objects.filter(pk=rollout.pk)
-    end = {"finished_at": Now(), "lease_expires_at": None}
+    active = MigrationRun.objects.active().filter(rollout=rollout)
+    if active.exists():
+        if not active.in_flight().exists():
+            # It is nobody's now: whoever resumes it decides who goes on with it.
+            mine.transition("finish_pausing", lease_expires_at=None, foreground=False)
+        return
+    end = {"finished_at": Now(), "lease_expires_at": None, "next_wave_at": None, "awaits_promotion": False}
     if not mine.transition("finish_canceled", **end):
+        incomplete = rollout.runs.filter(NOT_MIGRATED).exists()
         mine.transition("finish_failed" if incomplete else "finish_succeeded", **end)
-
-
-def state_counts(rollout: Rollout) -> Counter[str]:
-    """How many of the rollout's runs are in each state."""
-    rows = MigrationRun.objects.filter(rollout=rollout).order_by().values_list("state").annotate(runs=Count("*"))
-    return Counter(dict(rows))

@@ -43,8 +43,8 @@ LOCK_TIMEOUT: Final = "1s"
 class TenantStatus(StrEnum):
     """Where a tenant stands.
 
-    One that has never been looked at is `unprovisioned` when nothing was ever provisioned for it, else `unreachable`:
-    nobody knows more.
+    One that is held is that, wherever it stands. One that has never been looked at is `unprovisioned` when nothing was
+    ever provisioned for it, else `unreachable`: nobody knows more.
     """
 
     UP_TO_DATE = "up_to_date"
@@ -53,6 +53,7 @@ class TenantStatus(StrEnum):
     PARTIAL = "partial"
     UNREACHABLE = "unreachable"
     UNPROVISIONED = "unprovisioned"
+    HELD = "held"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,13 +91,17 @@ class Place:
     def standing(self, tenant: Tenant, *, partial: bool, observed_at: datetime | None = None) -> Standing:
         return Standing(
             tenant=tenant,
-            status=TenantStatus.PARTIAL if partial else self.status,
+            status=status_of(tenant, TenantStatus.PARTIAL if partial else self.status),
             applied=self.applied,
             pending=self.pending,
             unknown=self.unknown,
-            detail=self.detail,
+            detail=tenant.hold_reason or self.detail,
             observed_at=observed_at,
         )
+
+
+def status_of(tenant: Tenant, otherwise: TenantStatus) -> TenantStatus:
+    return TenantStatus.HELD if tenant.held_at is not None else otherwise
 
 
 def observe(tenants: Iterable[Tenant]) -> dict[str, Observation]:
@@ -196,7 +201,11 @@ def _standing(
     if observation.applied is None:
         unprovisioned = isinstance(observation.error, NotProvisioned)
         status = TenantStatus.UNPROVISIONED if unprovisioned else TenantStatus.UNREACHABLE
-        return Standing(tenant=tenant, status=status, detail=observation.error.message if observation.error else "")
+        return Standing(
+            tenant=tenant,
+            status=status_of(tenant, status),
+            detail=observation.error.message if observation.error else "",
+        )
     applied: Applied = frozenset(observation.applied)
     place = place_of(_plan_once(tenant, applied, plans, target), applied)
     return place.standing(tenant, partial=tenant.tenant_id in partial)

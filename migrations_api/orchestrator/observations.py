@@ -4,7 +4,7 @@ What a set of applied migrations means is decided by the code that reads it, so 
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import islice
@@ -24,6 +24,7 @@ from migrations_api.orchestrator.fleet import (
     kind_of,
     observe,
     place_of,
+    status_of,
     try_plan,
 )
 from migrations_api.orchestrator.sources import SourceKey, concerned_kinds, source_key
@@ -115,10 +116,13 @@ def _standing(tenant: Tenant, seen: TenantObservation | None, places: Mapping[Sp
     if seen is not None and seen.applied_id is not None:
         place = places[kind_of(tenant.isolation), seen.applied_id]
         return place.standing(tenant, partial=seen.partial, observed_at=seen.observed_at)
-    status = _unseen_status(seen.error_code if seen else "", was_provisioned=tenant.provisioned_at is not None)
+    unseen = _unseen_status(seen.error_code if seen else "", was_provisioned=tenant.provisioned_at is not None)
+    status = status_of(tenant, unseen)
     if seen is None:
-        return Standing(tenant=tenant, status=status, detail=NOT_YET)
-    return Standing(tenant=tenant, status=status, detail=seen.detail, observed_at=seen.observed_at)
+        return Standing(tenant=tenant, status=status, detail=tenant.hold_reason or NOT_YET)
+    return Standing(
+        tenant=tenant, status=status, detail=tenant.hold_reason or seen.detail, observed_at=seen.observed_at
+    )
 
 
 def _unseen_status(error_code: str, *, was_provisioned: bool) -> TenantStatus:
@@ -179,6 +183,7 @@ class _Group:
     database: str
     isolation: str
     never_provisioned: bool
+    held: bool
     observation__applied: str | None
     observation__error_code: str | None
     observation__partial: bool | None
@@ -190,6 +195,8 @@ class _Group:
         return (kind_of(self.isolation), self.observation__applied) if self.observation__applied else None
 
     def status(self, places: Mapping[Spot, Place]) -> TenantStatus:
+        if self.held:
+            return TenantStatus.HELD
         if self.spot is None:
             return _unseen_status(self.observation__error_code or "", was_provisioned=not self.never_provisioned)
         return TenantStatus.PARTIAL if self.observation__partial else places[self.spot].status
@@ -205,6 +212,7 @@ def _grouped() -> Any:
             "observation__error_code",
             "observation__partial",
             never_provisioned=Q(provisioned_at=None),
+            held=Q(held_at__isnull=False),
         )
         .annotate(tenants=Count("pk"), oldest=Min("observation__observed_at"))
     )
@@ -212,6 +220,11 @@ def _grouped() -> Any:
 
 def statuses_filter(status: str) -> Q:
     """Which tenants have that status, as a condition on Tenant; two queries, and none per tenant."""
+    held = Q(held_at__isnull=False)
+    return held if status == TenantStatus.HELD else ~held & _standing_filter(status)
+
+
+def _standing_filter(status: str) -> Q:
     seen = Q(observation__applied__isnull=False)
     if status == TenantStatus.PARTIAL:
         return seen & Q(observation__partial=True)
@@ -260,8 +273,8 @@ class FleetPlan:
     problems: list[FleetPlanProblem]
 
 
-def fleet_plans(target: Target) -> FleetPlan:
-    """The whole fleet's plans from the stored picture, the most frequent starting state first.
+def fleet_plans(target: Target, *, among: Collection[str] | None = None) -> FleetPlan:
+    """The whole fleet's plans from the stored picture, or those `among` it; the most frequent starting state first.
 
     A target concerns only the kinds of tenants that receive its app; raises PlanError where it does not exist.
     """
@@ -270,7 +283,7 @@ def fleet_plans(target: Target) -> FleetPlan:
     problems: list[FleetPlanProblem] = []
     # Tuples: with rows of the models, most of an answer's time went into making them.
     seen = (
-        Tenant.objects.filter(isolation__in=kinds)
+        Tenant.objects.filter(Q() if among is None else Q(pk__in=among), isolation__in=kinds)
         .order_by("pk")
         .values_list(
             "pk",

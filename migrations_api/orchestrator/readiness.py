@@ -63,9 +63,14 @@ def _disk_loader() -> MigrationLoader:
     return _loader
 
 
-def _coordinator() -> str:
+def is_coordinated() -> bool:
+    """Whether a coordinator was seen lately."""
     limit = Now() - timedelta(seconds=3 * load_conf().lease)
-    return OK if Coordinator.objects.filter(seen_at__gte=limit).exists() else "not seen"
+    return Coordinator.objects.filter(seen_at__gte=limit).exists()
+
+
+def _coordinator() -> str:
+    return OK if is_coordinated() else "not seen"
 
 
 CHECKS: Final[dict[str, Callable[[], str]]] = {

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from django.db import transaction
@@ -9,18 +10,18 @@ from django.db.models import Max
 from django.db.models.functions import Now
 
 from migrations_api.dispatch.base import Emit, ShouldStop
-from migrations_api.events import Event, RunEnded, RunPlanned, RunPruned, StepFinished, StepStarted
+from migrations_api.dispatch.history import describe_target, run_ended
+from migrations_api.events import Event, RunPlanned, RunPruned, StepFinished, StepStarted
 from migrations_api.exceptions import InvalidTransition, PlanChanged
 from migrations_api.executor import End, Failure, Outcome, StepResult
 from migrations_api.models import AppliedSet, MigrationRun, RunStep
 from migrations_api.orchestrator import observations
 from migrations_api.plan import Applied, Plan, Step
-from migrations_api.states import StepState
+from migrations_api.states import DONE_STEP_STATES, StepState
 from tenants.binding import control_plane
 
 logger = logging.getLogger(__name__)
 
-DONE_STATES = frozenset({StepState.DONE, StepState.FAKED})
 _ENDS = {End.SUCCEEDED: "succeed", End.FAILED: "fail", End.PARTIAL: "leave_partial", End.CANCELED: "cancel"}
 
 
@@ -65,11 +66,11 @@ class Recorder:
             if self.run.options.get("prune"):
                 return
             # What an earlier attempt of the run has done stays done.
-            self._steps.exclude(state__in=DONE_STATES).delete()
+            self._steps.exclude(state__in=DONE_STEP_STATES).delete()
             last = self._steps.aggregate(last=Max("position"))["last"] or 0
             self._positions = {step: position for position, step in enumerate(plan.steps, last + 1)}
             RunStep.objects.bulk_create(_row(self.run, step, place) for step, place in self._positions.items())
-        self.tell(RunPlanned, target=describe_target(plan), steps=len(plan.steps), unknown=plan.unknown)
+        self.tell(RunPlanned, target=_target(plan), steps=len(plan.steps), unknown=plan.unknown)
 
     def step_started(self, step: Step) -> None:
         with control_plane():
@@ -97,12 +98,23 @@ class Recorder:
             running.update(state=StepState.FAILED)
         if self.run.options.get("prune"):
             self.tell(RunPruned, migrations=outcome.pruned)
+        action, failure = self._as_asked(outcome)
         self.finish(
-            _ENDS[outcome.end],
-            outcome.failure,
+            action,
+            failure,
             applied_after=outcome.after,
-            steps=self._steps.filter(state__in=DONE_STATES).count() + len(outcome.pruned) + len(outcome.synced),
+            steps=self._steps.filter(state__in=DONE_STEP_STATES).count() + len(outcome.pruned) + len(outcome.synced),
         )
+
+    def _as_asked(self, outcome: Outcome) -> tuple[str, Failure | None]:
+        """A statement that was canceled because somebody canceled the run is no failure of the migration."""
+        failure = outcome.failure
+        if outcome.end is not End.FAILED or failure is None or not failure.is_interruption:
+            return _ENDS[outcome.end], failure
+        if not self._mine.filter(interrupt_requested=True).exists():
+            return _ENDS[outcome.end], failure
+        message = "Interrupted, as asked; the tenant stands between two steps."
+        return "cancel", replace(failure, code="canceled", message=message)
 
     def keep(self, results: Sequence[StepResult]) -> None:
         """A step whose COMMIT went through and whose reply was lost is a result that nobody was told of."""
@@ -111,7 +123,7 @@ class Recorder:
 
     def lose(self, cause: str) -> None:
         """Leave the run `running` without a lease, to be settled by whoever can read the tenant first."""
-        self._mine.active().update(waiting_cause=cause[:500], lease_expires_at=Now())
+        self._mine.in_flight().update(waiting_cause=cause[:500], lease_expires_at=Now())
 
     def finish(
         self,
@@ -132,14 +144,7 @@ class Recorder:
             if applied_after is not None:
                 observations.after_run(self.run.tenant_id, applied_after, partial=action == "leave_partial")
         self.run.refresh_from_db()
-        self.tell(
-            RunEnded,
-            state=self.run.state,
-            steps=steps,
-            error_code=self.run.error_code,
-            failed_step=self.run.failed_step,
-            message=self.run.message,
-        )
+        self._emit(run_ended(self.run, steps=steps))
 
     def requeue(self) -> bool:
         """Leave the rest of the run to the next coordinator; False if it is not to be carried on with."""
@@ -159,7 +164,8 @@ class Recorder:
             raise PlanChanged(self.run.tenant_id, plan.digest)
 
     def _update(self, **values: Any) -> None:
-        if not self._mine.active().update(waiting_cause="", **values):
+        # A run that is pending again is no longer this worker's, even before somebody claims it.
+        if not self._mine.in_flight().update(waiting_cause="", **values):
             raise AttemptLost
 
     def _step(self, step: Step, **values: Any) -> None:
@@ -179,14 +185,11 @@ def failure_values(failure: Failure | None) -> dict[str, str]:
     }
 
 
-def describe_target(plan: Plan) -> str:
-    """The line that Django's `migrate` prints under "Operations to perform"."""
-    app_label, name = plan.target.app_label, plan.target.migration_name
-    if name == "zero":
-        return f"Unapply all migrations: {app_label}"
-    if name is not None:
-        return f"Target specific migration: {plan.nodes[0][1]}, from {app_label}"
-    return f"Apply all migrations: {', '.join(plan.app_labels) or '(none)'}"
+def _target(plan: Plan) -> str:
+    name = plan.target.migration_name or ""
+    if name not in {"", "zero"}:
+        name = plan.nodes[0][1] or ""
+    return describe_target(plan.target.app_label or "", name, plan.app_labels)
 
 
 def _row(run: MigrationRun, step: Step, position: int) -> RunStep:

@@ -1,26 +1,31 @@
 """What a caller asks for becomes rows; nothing is carried out here."""
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, Final
 
 from django.db import transaction
 from django.utils import timezone
 
-from migrations_api.exceptions import InvalidOptions, PlanChanged, RunActive, TooManyRuns
+from migrations_api.exceptions import InvalidOptions, PlanChanged, RunActive, TenantHeld, TooManyRuns
 from migrations_api.executor import Options
 from migrations_api.models import MigrationRun, RequestedVia, Rollout
 from migrations_api.orchestrator import observations
 from migrations_api.orchestrator.abandoned import settle_abandoned
 from migrations_api.orchestrator.fleet import plan_for
-from migrations_api.orchestrator.sources import concerned_kinds, require_target
+from migrations_api.orchestrator.selection import Arrangement, Selector, arrange, concerned_tenants
+from migrations_api.orchestrator.sources import require_target
+from migrations_api.orchestrator.strategy import Strategy
 from migrations_api.plan import Target
 from migrations_api.states import RunState
 from tenants.conf import load_conf
 from tenants.exceptions import TenantNotFound
-from tenants.models import Isolation, Tenant
+from tenants.models import Tenant
 from tenants.provisioning import create_tenant, forget_tenant
+
+DEFAULT_STRATEGY: Final = Strategy()
+EVERYBODY: Final = Selector()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,10 +62,13 @@ def forget(tenant: Tenant, *, drop: bool) -> None:
         forget_tenant(tenant, drop=drop)
 
 
-def _keep(tenants: Sequence[Tenant]) -> set[str]:
-    """Lock the tenants' rows until the transaction ends: none is forgotten while it gets a run; returns who is left."""
+def _keep(tenants: Sequence[Tenant]) -> list[Tenant]:
+    """Lock the tenants' rows until the transaction ends: none is forgotten or held while it gets a run.
+
+    Returns those that are left, as they are now.
+    """
     rows = Tenant.objects.select_for_update(no_key=True).filter(pk__in=[tenant.pk for tenant in tenants])
-    return set(rows.order_by("pk").values_list("pk", flat=True))
+    return list(rows.order_by("pk"))
 
 
 def require_plan(tenant: Tenant, target: Target, digest: str) -> None:
@@ -73,13 +81,17 @@ def require_plan(tenant: Tenant, target: Target, digest: str) -> None:
 def request_run(
     tenant: Tenant, request: Request, *, expected_digest: str = "", retry_of: MigrationRun | None = None
 ) -> MigrationRun:
-    """A pending run; raises RunActive when the tenant has one that is not finished, InvalidOptions or TooManyRuns."""
+    """A pending run; raises RunActive when the tenant has one that is not finished, TenantHeld, InvalidOptions or
+    TooManyRuns.
+    """
     check_options(request)
     require_target(tenant.isolation, request.target)
     _prepare(request, [tenant.tenant_id])
     with transaction.atomic():
-        if not _keep([tenant]):
+        if not (kept := _keep([tenant])):
             raise TenantNotFound(tenant.tenant_id)
+        if kept[0].held_at is not None:
+            raise TenantHeld(tenant.tenant_id, kept[0].held_by, kept[0].hold_reason)
         # Under the tenant's lock only a run's end can come in between; the constraint holds whoever forgets the lock.
         if active := MigrationRun.objects.active().filter(tenant=tenant).first():
             raise RunActive(tenant.tenant_id, active.pk)
@@ -110,50 +122,88 @@ def _prepare(request: Request, tenant_ids: Collection[str] | None = None) -> Non
 
 
 def request_rollout(
-    tenants: Iterable[Tenant], request: Request, *, on_error: str = Rollout.OnError.CONTINUE
+    tenants: Iterable[Tenant],
+    request: Request,
+    *,
+    strategy: Strategy = DEFAULT_STRATEGY,
+    selector: Selector = EVERYBODY,
+    retry_of: Rollout | None = None,
 ) -> Rollout:
-    """A rollout with a pending run for each tenant, shared ones in the first wave, the rest in the order of their ids.
+    """A rollout with a run for each tenant, pending, or skipped with the reason why it cannot be started.
 
-    A tenant that has an unfinished run gets one that is skipped and says so. A target has to exist for at least one
-    kind of tenant and reaches only the kinds for which it does. Raises InvalidOptions, PlanError or TooManyRuns, and
-    RunActive when every tenant has an unfinished run: the same was asked for already.
+    `tenants` are what select() gives for `selector`, which is kept for the record. A target has to exist for at least
+    one kind of tenant and reaches only the kinds for which it does. Raises InvalidOptions, PlanError or TooManyRuns,
+    and RunActive when every tenant has an unfinished run: the same was asked for already.
     """
     check_options(request)
     chosen = concerned_tenants(tenants, request.target)
     _prepare(request)
     with transaction.atomic():
-        left = _keep(chosen)
+        arranged = arrange(_keep(chosen), strategy)
+        _require_somebody_free(arranged)
         rollout = Rollout.objects.create(
-            on_error=on_error, requested_by=request.by, lease_expires_at=_lease(request), **_asked(request)
+            selector=selector.as_dict(),
+            strategy=strategy.as_dict(),
+            total=arranged.total,
+            last_wave=arranged.last_wave,
+            retry_of=retry_of,
+            foreground=request.via == RequestedVia.COMMAND,
+            requested_by=request.by,
+            lease_expires_at=_lease(request),
+            **_asked(request),
         )
-        chosen = [tenant for tenant in chosen if tenant.pk in left]
-        busy = _insert_runs(rollout, chosen, request)
-        if busy and len(busy) == len(chosen):
-            raise RunActive(*min(busy.items()))
+        MigrationRun.objects.bulk_create(_runs(rollout, arranged, request), batch_size=1000)
     return rollout
 
 
-def _insert_runs(rollout: Rollout, tenants: Sequence[Tenant], request: Request) -> dict[str, int]:
-    """A run for each tenant: pending, or skipped where another one is in the way; returns those, by tenant id."""
-    runs = [_run(tenant, request, rollout) for tenant in tenants]
-    MigrationRun.objects.bulk_create(runs, batch_size=1000, ignore_conflicts=True)
-    created = set(rollout.runs.values_list("tenant_id", flat=True))
-    left_out = [tenant for tenant in tenants if tenant.pk not in created]
-    if not left_out:
-        return {}
-    busy = dict(MigrationRun.objects.active().filter(tenant__in=left_out).values_list("tenant_id", "pk"))
-    skipped = [_skipped(tenant, request, rollout, busy[tenant.pk]) for tenant in left_out if tenant.pk in busy]
-    MigrationRun.objects.bulk_create(skipped, batch_size=1000)
-    # A run that was in the way has ended since.
-    return busy | _insert_runs(rollout, [tenant for tenant in left_out if tenant.pk not in busy], request)
+@dataclass(frozen=True, kw_only=True)
+class Preview:
+    """What a rollout would be; `plan` is as the tenants were last looked at."""
+
+    arrangement: Arrangement
+    selector: Selector
+    max_failures: int | None
+    max_concurrency: int | None
+    plan: observations.FleetPlan
 
 
-def _skipped(tenant: Tenant, request: Request, rollout: Rollout, active_run_id: int) -> MigrationRun:
-    run = _run(tenant, request, rollout)
-    error = RunActive(tenant.tenant_id, active_run_id)
-    run.state, run.finished_at = RunState.SKIPPED, timezone.now()
-    run.error_code, run.message = error.code, error.message
-    return run
+def preview_rollout(
+    tenants: Iterable[Tenant],
+    request: Request,
+    *,
+    strategy: Strategy = DEFAULT_STRATEGY,
+    selector: Selector = EVERYBODY,
+) -> Preview:
+    """What request_rollout() would make of it now; raises what that does but for TooManyRuns and RunActive."""
+    check_options(request)
+    arranged = arrange(concerned_tenants(tenants, request.target), strategy)
+    started = [tenant.tenant_id for wave in arranged.waves.values() for tenant in wave]
+    cap = strategy.max_concurrency
+    return Preview(
+        arrangement=arranged,
+        selector=selector,
+        max_failures=strategy.allowed_failures(arranged.total),
+        max_concurrency=cap.at_least_one_of(arranged.total) if cap else None,
+        plan=observations.fleet_plans(request.target, among=started),
+    )
+
+
+def _require_somebody_free(arranged: Arrangement) -> None:
+    busy = [each for each in arranged.left_out if each.code == RunActive.code]
+    if busy and len(busy) == arranged.total:
+        first = min(busy, key=lambda each: each.tenant.tenant_id).tenant
+        raise RunActive(first.tenant_id, MigrationRun.objects.active().get(tenant=first).pk)
+
+
+def _runs(rollout: Rollout, arranged: Arrangement, request: Request) -> Iterator[MigrationRun]:
+    for wave, tenants in arranged.waves.items():
+        for tenant in tenants:
+            yield _run(tenant, request, rollout, wave)
+    for each in arranged.left_out:
+        run = _run(each.tenant, request, rollout, arranged.last_wave)
+        run.state, run.finished_at = RunState.SKIPPED, timezone.now()
+        run.error_code, run.message = each.code, each.reason[:1000]
+        yield run
 
 
 def _asked(request: Request) -> dict[str, object]:
@@ -165,20 +215,8 @@ def _asked(request: Request) -> dict[str, object]:
     }
 
 
-def _wave(tenant: Tenant) -> int:
-    return 0 if tenant.isolation == Isolation.SHARED else 1
-
-
-def _run(tenant: Tenant, request: Request, rollout: Rollout | None = None) -> MigrationRun:
-    wave = 0 if rollout is None else _wave(tenant)
+def _run(tenant: Tenant, request: Request, rollout: Rollout | None = None, wave: int = 0) -> MigrationRun:
     return MigrationRun(tenant=tenant, rollout=rollout, wave=wave, requested_by=request.by, **_asked(request))
-
-
-def concerned_tenants(tenants: Iterable[Tenant], target: Target) -> list[Tenant]:
-    """Those that a rollout to that target reaches, in its order; raises PlanError where no kind of them has it."""
-    ordered = sorted(tenants, key=lambda tenant: (_wave(tenant), tenant.tenant_id))
-    concerned = concerned_kinds({tenant.isolation for tenant in ordered}, target)
-    return [tenant for tenant in ordered if tenant.isolation in concerned]
 
 
 def check_options(request: Request) -> None:

@@ -1,4 +1,4 @@
-"""What can be done with a run or rollout that exists."""
+"""What can be done with a run that exists."""
 
 from dataclasses import replace
 
@@ -7,26 +7,28 @@ from django.db.models.functions import Now
 
 from migrations_api.exceptions import InvalidTransition
 from migrations_api.executor import Options
-from migrations_api.models import MigrationRun, RequestedVia, Rollout
-from migrations_api.orchestrator.endings import finish_if_done
+from migrations_api.models import MigrationRun, RequestedVia
+from migrations_api.orchestrator.endings import finish_if_done, lock_rollout
 from migrations_api.orchestrator.requests import Request, get_tenant, request_run
-from migrations_api.orchestrator.rollouts import cancel
 from migrations_api.plan import Target
-from migrations_api.states import ACTIVE_ROLLOUT_STATES, RunState
+from migrations_api.states import RunState
 
+SKIPPED = "skipped"
 RETRIABLE = frozenset({RunState.FAILED, RunState.CANCELED, RunState.SKIPPED})
 
 
-def cancel_run(run: MigrationRun) -> None:
+def cancel_run(run: MigrationRun, *, interrupt: bool = False) -> None:
     """Cancel a run that is not being worked on; ask one that is to stop between two steps.
 
-    Raises InvalidTransition for a run that has ended.
+    With `interrupt`, the statement that it is executing is canceled as well. Raises InvalidTransition for a run that
+    has ended.
     """
     with transaction.atomic():
-        locked = MigrationRun.objects.select_for_update(of=["self"]).get(pk=run.pk)
+        rollout = lock_rollout(run)
+        locked = MigrationRun.objects.select_for_update().get(pk=run.pk)
         mine = MigrationRun.objects.filter(pk=run.pk)
         if locked.state == RunState.RUNNING:
-            mine.update(cancel_requested=True)
+            mine.update(cancel_requested=True, **({"interrupt_requested": True} if interrupt else {}))
         elif not mine.transition(
             "cancel",
             cancel_requested=True,
@@ -37,19 +39,21 @@ def cancel_run(run: MigrationRun) -> None:
             message="Canceled before it was carried out.",
         ):
             raise InvalidTransition(f"Run {run.pk} is {locked.state} and can no longer be canceled.")
-        if locked.rollout is not None:
-            finish_if_done(locked.rollout)
+        if rollout is not None:
+            finish_if_done(rollout)
 
 
-def cancel_rollout(rollout: Rollout) -> None:
-    """Start nothing more and ask what runs to stop between two steps; raises InvalidTransition once it has ended."""
+def skip_run(run: MigrationRun, *, by: str, reason: str) -> None:
+    """Leave the run's tenant out of its rollout; raises InvalidTransition once it has been started."""
     with transaction.atomic():
-        locked = Rollout.objects.select_for_update().get(pk=rollout.pk)
-        if locked.state not in ACTIVE_ROLLOUT_STATES:
-            raise InvalidTransition(f"Rollout {rollout.pk} is {locked.state} and can no longer be canceled.")
-        cancel(locked)
-        locked.runs.filter(state__in=[RunState.RUNNING, RunState.WAITING]).update(cancel_requested=True)
-        finish_if_done(locked)
+        rollout = lock_rollout(run)
+        locked = MigrationRun.objects.select_for_update().get(pk=run.pk)
+        pending = MigrationRun.objects.filter(pk=run.pk, state=RunState.PENDING)
+        message = f"Skipped by {by or 'somebody'}: {reason}"
+        if not pending.transition("skip", finished_at=Now(), error_code=SKIPPED, message=message[:1000]):
+            raise InvalidTransition(f"Run {run.pk} is {locked.state}; only a pending one can be skipped.")
+        if rollout is not None:
+            finish_if_done(rollout)
 
 
 def retry_run(run: MigrationRun, *, by: str, via: str = RequestedVia.API, allow_backwards: bool = True) -> MigrationRun:

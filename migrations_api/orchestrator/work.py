@@ -98,7 +98,7 @@ def _execute(run: MigrationRun, recorder: Recorder) -> Outcome:
 
 def _wait(run: MigrationRun, recorder: Recorder, failure: Failure, conf: Conf) -> MigrationRun | None:
     """Back off, then claim the run once more; None when it was canceled or taken over meanwhile."""
-    seconds = conf.backoff * 2 ** (run.attempt - 1) * random.uniform(0.5, 1.5)  # noqa: S311 - jitter
+    seconds = min(conf.max_backoff, conf.backoff * 2 ** (run.attempt - 1)) * random.uniform(0.5, 1.5)  # noqa: S311 - jitter
     held = MigrationRun.objects.held_by(run.pk, run.attempt)
     lease = Now() + timedelta(seconds=seconds + conf.lease)
     if not held.transition("wait", waiting_cause=failure.message[:500], lease_expires_at=lease):

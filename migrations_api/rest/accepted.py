@@ -12,10 +12,11 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from migrations_api.models import MigrationRun, Rollout
-from migrations_api.orchestrator.rollouts import counts_by_rollout
+from migrations_api.orchestrator.reports import reports
 from migrations_api.rest.idempotency import Handler, idempotent
 from migrations_api.rest.preconditions import requested_wait
-from migrations_api.serializers import MigrationRunSerializer, RolloutSerializer
+from migrations_api.serializers.rollouts import RolloutSerializer
+from migrations_api.serializers.runs import MigrationRunSerializer
 from migrations_api.states import ACTIVE_ROLLOUT_STATES, ACTIVE_RUN_STATES
 
 POLL = 0.1  # seconds
@@ -81,5 +82,4 @@ def run_data(run: MigrationRun) -> Any:
 
 
 def rollout_data(rollouts: list[Any]) -> Any:
-    counts = counts_by_rollout(rollouts)
-    return RolloutSerializer(rollouts, many=True, context={"counts": counts}).data
+    return RolloutSerializer(rollouts, many=True, context={"reports": reports(rollouts)}).data

@@ -15,8 +15,9 @@ from django.db.models import Count, Q
 from rest_framework.renderers import JSONRenderer
 
 from migrations_api.models import MigrationRun, Rollout
-from migrations_api.orchestrator.rollouts import counts_by_rollout
-from migrations_api.serializers import MigrationRunSerializer, RolloutSerializer, RunStepSerializer
+from migrations_api.orchestrator.reports import reports
+from migrations_api.serializers.rollouts import RolloutSerializer
+from migrations_api.serializers.runs import MigrationRunSerializer, RunStepSerializer
 from migrations_api.states import ACTIVE_ROLLOUT_STATES, StepState
 from tenants.exceptions import ServiceError
 
@@ -180,8 +181,9 @@ class RolloutWatcher:
         rollout = Rollout.objects.filter(pk=self._rollout_id).first()
         if rollout is None:
             return News(events=[], over=True)
-        data = RolloutSerializer(rollout, context={"counts": counts_by_rollout([rollout])}).data
-        known, self._digest = self._digest, _digest(data)
+        data = RolloutSerializer(rollout, context={"reports": reports([rollout])}).data
+        # Its speed changes all the time; that alone is no news.
+        known, self._digest = self._digest, _digest({**data, "progress": None})
         events = [] if known == self._digest else [ServerEvent(kind="rollout", id=self._digest, data=data)]
         return News(events=events, over=rollout.state not in ACTIVE_ROLLOUT_STATES)
 

@@ -8,7 +8,9 @@ from migrations_api.orchestrator.observations import fleet_counts, fleet_plans
 from migrations_api.plan import Target
 from migrations_api.rest.base import ServiceView
 from migrations_api.rest.docs import documented
-from migrations_api.serializers import FleetPlanSerializer, FleetSerializer, TargetQuerySerializer
+from migrations_api.serializers.plans import FleetPlanSerializer
+from migrations_api.serializers.queries import TargetQuerySerializer
+from migrations_api.serializers.tenants import FleetSerializer
 
 
 class FleetView(ServiceView):

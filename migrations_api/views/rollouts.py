@@ -7,7 +7,9 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from migrations_api.models import Role, Rollout
-from migrations_api.orchestrator import requests, rollouts, verbs
+from migrations_api.orchestrator import reports, requests
+from migrations_api.orchestrator.selection import Selector, select
+from migrations_api.orchestrator.strategy import Strategy
 from migrations_api.rest import docs
 from migrations_api.rest.accepted import accepted_rollout, accepting, rollout_data
 from migrations_api.rest.asking import ALL, request_of
@@ -16,17 +18,16 @@ from migrations_api.rest.docs import documented
 from migrations_api.rest.events import rollout_events
 from migrations_api.rest.pages import page_of
 from migrations_api.rest.pagination import paginate
-from migrations_api.serializers import (
-    EmptyRequestSerializer,
+from migrations_api.serializers.bodies import MigrateAllRequestSerializer
+from migrations_api.serializers.queries import PageQuerySerializer, RolloutRunsQuerySerializer
+from migrations_api.serializers.rollouts import (
     FailureGroupSerializer,
-    MigrateAllRequestSerializer,
-    MigrationRunSummarySerializer,
-    PageQuerySerializer,
-    RolloutRunsQuerySerializer,
+    RolloutDetailSerializer,
+    RolloutPreviewSerializer,
     RolloutSerializer,
 )
+from migrations_api.serializers.runs import MigrationRunSummarySerializer
 from migrations_api.views.runs import streamed, summaries
-from tenants.models import Tenant
 
 
 def get_rollout(rollout_id: int) -> Rollout:
@@ -39,7 +40,7 @@ class MigrateAllView(ServiceView):
 
     @documented(
         "migrate_all_tenants",
-        {202: RolloutSerializer},
+        {200: RolloutPreviewSerializer, 202: RolloutSerializer},
         errors=[409, 422, 503],
         request=MigrateAllRequestSerializer,
         parameters=[docs.IDEMPOTENCY_KEY, docs.PREFER, docs.LOCATION],
@@ -47,9 +48,13 @@ class MigrateAllView(ServiceView):
     @accepting
     def post(self, request: Request) -> Response:
         body = self.body(MigrateAllRequestSerializer).validated_data
-        tenants = Tenant.objects.filter(**{"isolation": body["isolation"]} if body["isolation"] else {})
         asked = request_of(request, body, subject=ALL)
-        rollout = requests.request_rollout(tenants, asked, on_error=body["on_error"])
+        selector = Selector.from_dict(body["selector"]).seeded()
+        strategy = Strategy.from_dict(body["strategy"])
+        if body["dry_run"]:
+            preview = requests.preview_rollout(select(selector), asked, strategy=strategy, selector=selector)
+            return Response(RolloutPreviewSerializer(preview).data)
+        rollout = requests.request_rollout(select(selector), asked, strategy=strategy, selector=selector)
         self.object_id = str(rollout.pk)
         return accepted_rollout(request, rollout)
 
@@ -66,9 +71,11 @@ class RolloutsView(ServiceView):
 class RolloutView(ServiceView):
     required_roles: ClassVar = {"GET": Role.VIEWER}
 
-    @documented("get_rollout", {200: RolloutSerializer}, errors=[404])
+    @documented("get_rollout", {200: RolloutDetailSerializer}, errors=[404])
     def get(self, request: Request, rollout_id: int) -> Response:
-        return Response(rollout_data([get_rollout(rollout_id)])[0])
+        rollout = get_rollout(rollout_id)
+        found = {"reports": reports.reports([rollout])}
+        return Response(RolloutDetailSerializer(rollout, context=found).data)
 
 
 class RolloutRunsView(ServiceView):
@@ -92,7 +99,7 @@ class RolloutFailuresView(ServiceView):
 
     @documented("list_rollout_failures", {200: FailureGroupSerializer(many=True)}, errors=[404])
     def get(self, request: Request, rollout_id: int) -> Response:
-        return Response(FailureGroupSerializer(rollouts.failure_groups(get_rollout(rollout_id)), many=True).data)
+        return Response(FailureGroupSerializer(reports.failure_groups(get_rollout(rollout_id)), many=True).data)
 
 
 class RolloutEventsView(ServiceView):
@@ -103,22 +110,3 @@ class RolloutEventsView(ServiceView):
     def get(self, request: Request, rollout_id: int) -> StreamingHttpResponse:
         get_rollout(rollout_id)
         return streamed(rollout_events(rollout_id, last_event_id=request.headers.get("Last-Event-ID", "")))
-
-
-class RolloutCancelView(ServiceView):
-    required_roles: ClassVar = {"POST": Role.OPERATOR}
-    action_name = "cancel_rollout"
-
-    @documented(
-        "cancel_rollout",
-        {202: RolloutSerializer},
-        errors=[404, 409],
-        request=EmptyRequestSerializer,
-        parameters=[docs.IDEMPOTENCY_KEY, docs.PREFER, docs.LOCATION],
-    )
-    @accepting
-    def post(self, request: Request, rollout_id: int) -> Response:
-        self.body(EmptyRequestSerializer)
-        rollout = get_rollout(rollout_id)
-        verbs.cancel_rollout(rollout)
-        return accepted_rollout(request, get_rollout(rollout_id))

@@ -15,15 +15,13 @@ from migrations_api.rest.asking import grave_words
 from migrations_api.rest.base import EventStreamRenderer, ServiceView
 from migrations_api.rest.docs import documented
 from migrations_api.rest.events import run_events
+from migrations_api.rest.idempotency import idempotent
 from migrations_api.rest.pages import page_of
 from migrations_api.rest.pagination import paginate
 from migrations_api.rest.permissions import require_role, role_of
-from migrations_api.serializers import (
-    EmptyRequestSerializer,
-    MigrationRunSerializer,
-    MigrationRunSummarySerializer,
-    RunListQuerySerializer,
-)
+from migrations_api.serializers.bodies import CancelRequestSerializer, EmptyRequestSerializer, ReasonRequestSerializer
+from migrations_api.serializers.queries import RunListQuerySerializer
+from migrations_api.serializers.runs import MigrationRunSerializer, MigrationRunSummarySerializer
 
 
 def get_run(run_id: int) -> MigrationRun:
@@ -80,15 +78,35 @@ class RunCancelView(ServiceView):
         "cancel_run",
         {202: MigrationRunSerializer},
         errors=[404, 409],
-        request=EmptyRequestSerializer,
+        request=CancelRequestSerializer,
         parameters=[docs.IDEMPOTENCY_KEY, docs.PREFER, docs.LOCATION],
     )
     @accepting
     def post(self, request: Request, run_id: int) -> Response:
-        self.body(EmptyRequestSerializer)
+        body = self.body(CancelRequestSerializer).validated_data
         run = get_run(run_id)
         self.touched = [run.tenant_id]
-        verbs.cancel_run(run)
+        verbs.cancel_run(run, interrupt=body["interrupt"])
+        return accepted_run(request, get_run(run_id))
+
+
+class RunSkipView(ServiceView):
+    required_roles: ClassVar = {"POST": Role.OPERATOR}
+    action_name = "skip_run"
+
+    @documented(
+        "skip_run",
+        {202: MigrationRunSerializer},
+        errors=[404, 409],
+        request=ReasonRequestSerializer,
+        parameters=[docs.IDEMPOTENCY_KEY, docs.LOCATION],
+    )
+    @idempotent
+    def post(self, request: Request, run_id: int) -> Response:
+        body = self.body(ReasonRequestSerializer).validated_data
+        run = get_run(run_id)
+        self.touched = [run.tenant_id]
+        verbs.skip_run(run, by=request.user.get_username(), reason=body["reason"])
         return accepted_run(request, get_run(run_id))
 
 

@@ -8,6 +8,7 @@ from rest_framework.response import Response
 from migrations_api.models import Role
 from migrations_api.orchestrator import requests
 from migrations_api.orchestrator.fleet import migration_records, plan_for
+from migrations_api.orchestrator.holds import hold, release
 from migrations_api.orchestrator.observations import statuses_filter, stored_standings
 from migrations_api.plan import Target
 from migrations_api.rest import docs
@@ -15,23 +16,26 @@ from migrations_api.rest.accepted import accepted_run, accepting
 from migrations_api.rest.asking import request_of
 from migrations_api.rest.base import ServiceView
 from migrations_api.rest.docs import documented
-from migrations_api.rest.idempotency import idempotent_outside
+from migrations_api.rest.idempotency import idempotent, idempotent_outside
 from migrations_api.rest.pages import page_of
 from migrations_api.rest.pagination import paginate
 from migrations_api.rest.preconditions import etag, expected_digest
 from migrations_api.rest.problems import Problem
-from migrations_api.serializers import (
+from migrations_api.serializers.bodies import (
     CreateTenantRequestSerializer,
-    DeleteTenantQuerySerializer,
+    EmptyRequestSerializer,
     MigrateRequestSerializer,
-    MigrationRunSerializer,
-    PlanSerializer,
-    TargetQuerySerializer,
-    TenantListQuerySerializer,
-    TenantMigrationSerializer,
-    TenantSerializer,
+    ReasonRequestSerializer,
     UpdateTenantRequestSerializer,
 )
+from migrations_api.serializers.plans import PlanSerializer
+from migrations_api.serializers.queries import (
+    DeleteTenantQuerySerializer,
+    TargetQuerySerializer,
+    TenantListQuerySerializer,
+)
+from migrations_api.serializers.runs import MigrationRunSerializer
+from migrations_api.serializers.tenants import TenantMigrationSerializer, TenantSerializer
 from tenants.models import Tenant
 from tenants.names import validate_name
 
@@ -91,6 +95,42 @@ class TenantView(ServiceView):
             raise Problem(422, "confirmation_required", f"To drop all its data, send confirm={tenant_id} as well.")
         requests.forget(tenant, drop=self.query["drop"])
         return Response(status=204)
+
+
+class TenantHoldView(ServiceView):
+    required_roles: ClassVar = {"POST": Role.OPERATOR}
+    action_name = "hold_tenant"
+
+    @documented(
+        "hold_tenant",
+        {200: TenantSerializer},
+        errors=[404],
+        request=ReasonRequestSerializer,
+        parameters=[docs.IDEMPOTENCY_KEY],
+    )
+    @idempotent
+    def post(self, request: Request, tenant_id: str) -> Response:
+        reason = self.body(ReasonRequestSerializer).validated_data["reason"]
+        hold(self.tenant(), by=request.user.get_username(), reason=reason)
+        return Response(tenant_data([self.tenant()])[0])
+
+
+class TenantReleaseView(ServiceView):
+    required_roles: ClassVar = {"POST": Role.OPERATOR}
+    action_name = "release_tenant"
+
+    @documented(
+        "release_tenant",
+        {200: TenantSerializer},
+        errors=[404, 409],
+        request=EmptyRequestSerializer,
+        parameters=[docs.IDEMPOTENCY_KEY],
+    )
+    @idempotent
+    def post(self, request: Request, tenant_id: str) -> Response:
+        self.body(EmptyRequestSerializer)
+        release(self.tenant())
+        return Response(tenant_data([self.tenant()])[0])
 
 
 class TenantMigrationsView(ServiceView):

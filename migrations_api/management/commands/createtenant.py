@@ -7,7 +7,7 @@ from migrations_api.management.base import EXIT_USAGE, ServiceCommand, label
 from migrations_api.management.commands.migratetenant import carry_out
 from migrations_api.orchestrator.observations import stored_standings
 from migrations_api.orchestrator.requests import Request, create, request_run
-from migrations_api.serializers import TenantSerializer
+from migrations_api.serializers.tenants import TenantSerializer
 from tenants.exceptions import InvalidName
 from tenants.models import Isolation
 from tenants.names import validate_name, validate_tenant_id

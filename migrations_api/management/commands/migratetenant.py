@@ -19,7 +19,7 @@ from migrations_api.models import MigrationRun
 from migrations_api.orchestrator.fleet import plan_for
 from migrations_api.orchestrator.requests import get_tenant, request_run
 from migrations_api.orchestrator.work import work
-from migrations_api.serializers import MigrationRunSerializer
+from migrations_api.serializers.runs import MigrationRunSerializer
 from migrations_api.states import RunState, StepState
 
 

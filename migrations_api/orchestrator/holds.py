@@ -1,0 +1,38 @@
+"""Leave a tenant out until it is released."""
+
+from django.db import transaction
+from django.db.models.functions import Now
+
+from migrations_api.exceptions import InvalidTransition
+from migrations_api.models import MigrationRun
+from migrations_api.orchestrator.endings import finish_if_done, lock_rollout
+from migrations_api.states import RunState
+from tenants.exceptions import TenantNotFound
+from tenants.models import Tenant
+
+
+def hold(tenant: Tenant, *, by: str, reason: str) -> None:
+    """Nothing migrates the tenant until it is released; a run of it that is not started is skipped with the reason.
+
+    A run that is in flight goes on. Held once more, the tenant has the new reason. Raises TenantNotFound.
+    """
+    with transaction.atomic():
+        rows = Tenant.objects.filter(pk=tenant.pk)
+        # Whoever asks for a run locks this row as well.
+        if not rows.update(held_at=Now(), held_by=by, hold_reason=reason):
+            raise TenantNotFound(tenant.tenant_id)
+        message = f"The tenant is held by {by or 'somebody'} ({reason})."
+        pending = MigrationRun.objects.filter(tenant=tenant, state=RunState.PENDING)
+        for run in pending:
+            rollout = lock_rollout(run)
+            mine = MigrationRun.objects.filter(pk=run.pk, state=RunState.PENDING)
+            mine.transition("skip", finished_at=Now(), error_code="held", message=message[:1000])
+            if rollout is not None:
+                finish_if_done(rollout)
+
+
+def release(tenant: Tenant) -> None:
+    """Raises InvalidTransition for a tenant that is not held."""
+    held = Tenant.objects.filter(pk=tenant.pk, held_at__isnull=False)
+    if not held.update(held_at=None, held_by="", hold_reason=""):
+        raise InvalidTransition(f"Tenant '{tenant.tenant_id}' is not held.")

@@ -1,0 +1,128 @@
+"""What can be done with a rollout that exists. Each verb holds its row, so that of two that race one comes second."""
+
+from dataclasses import replace
+from typing import Any
+
+from django.db import transaction
+from django.db.models.functions import Coalesce, Now
+
+from migrations_api.exceptions import InvalidTransition
+from migrations_api.executor import Options
+from migrations_api.models import RequestedVia, Rollout
+from migrations_api.orchestrator.advance import (
+    TOO_MANY_FAILURES,
+    cancel_pending,
+    following_wave,
+    open_wave,
+)
+from migrations_api.orchestrator.endings import finish_if_done
+from migrations_api.orchestrator.requests import Request, request_rollout
+from migrations_api.orchestrator.selection import Selector, select
+from migrations_api.orchestrator.strategy import Strategy
+from migrations_api.plan import Target
+from migrations_api.states import (
+    ACTIVE_ROLLOUT_STATES,
+    FAILED_RUN_STATES,
+    ROLLOUT_TRANSITIONS,
+    RolloutState,
+)
+
+
+def pause(rollout: Rollout, *, reason: str) -> None:
+    """Start nothing more; what is in flight goes on to its end, and then the rollout is `paused`.
+
+    Raises InvalidTransition unless it is pending or running.
+    """
+    with transaction.atomic():
+        _do("pause", _locked(rollout), stop_code=RolloutState.PAUSED, stop_reason=reason)
+        finish_if_done(rollout)
+
+
+def resume(rollout: Rollout) -> None:
+    """Go on; failures that it was paused for no longer count. Raises InvalidTransition unless it is paused."""
+    with transaction.atomic():
+        locked = _locked(rollout)
+        pardoned = locked.pardoned
+        if locked.stop_code == TOO_MANY_FAILURES:
+            pardoned = locked.runs.filter(state__in=FAILED_RUN_STATES).count()
+        _do(
+            "resume",
+            locked,
+            pardoned=pardoned,
+            stop_code="",
+            stop_reason="",
+            progress_at=Now(),
+            started_at=Coalesce("started_at", Now()),
+        )
+
+
+def promote(rollout: Rollout, *, full: bool = False) -> None:
+    """Open the next wave now; with `full`, all that follow as soon as the one before has ended.
+
+    Raises InvalidTransition unless the rollout is running and, without `full`, the open wave has ended.
+    """
+    with transaction.atomic():
+        locked = _locked(rollout)
+        following = following_wave(locked)
+        _do("promote", locked, **({"promoted_fully": True} if full else {}))
+        if following is not None and following > locked.open_wave:
+            open_wave(locked, following)
+        elif not full:
+            raise InvalidTransition(
+                f"Wave {locked.open_wave} of rollout {locked.pk} has not ended; nothing to promote."
+            )
+
+
+def cancel_rollout(rollout: Rollout, *, interrupt: bool = False) -> None:
+    """Start nothing more and ask what runs to stop between two steps, or with `interrupt` in the middle of one.
+
+    Raises InvalidTransition once it has ended.
+    """
+    with transaction.atomic():
+        locked = _locked(rollout)
+        _do("cancel", locked)
+        # Before the pending ones: a run that becomes pending again in between is then canceled with them.
+        asked = {"cancel_requested": True, **({"interrupt_requested": True} if interrupt else {})}
+        locked.runs.in_flight().update(**asked)
+        cancel_pending(locked, "Not started: the rollout was canceled.")
+        finish_if_done(locked)
+
+
+def cancel(rollout: Rollout, why: str) -> None:
+    """Start nothing more; what runs is left to its worker."""
+    Rollout.objects.filter(pk=rollout.pk).transition("cancel")
+    cancel_pending(rollout, why)
+
+
+def retry_rollout(rollout: Rollout, *, by: str, via: str = RequestedVia.API, allow_backwards: bool = True) -> Rollout:
+    """A new rollout over the tenants that this one has not migrated, with the same target, options and strategy.
+
+    `allow_backwards` can only take a right away. Raises InvalidTransition while the rollout goes on or when it has
+    left nobody behind, and what request_rollout() raises.
+    """
+    rollout.refresh_from_db()
+    if rollout.state in ACTIVE_ROLLOUT_STATES:
+        raise InvalidTransition(f"Rollout {rollout.pk} is {rollout.state}; one that goes on cannot be retried.")
+    selector = Selector(unfinished_in=rollout.pk)
+    tenants = select(selector)
+    if not tenants:
+        raise InvalidTransition(f"Rollout {rollout.pk} has left no tenant behind; there is nothing to retry.")
+    options = Options(**rollout.options)
+    request = Request(
+        target=Target(app_label=rollout.app_label or None, migration_name=rollout.migration_name or None),
+        options=replace(options, allow_backwards=options.allow_backwards and allow_backwards),
+        by=by,
+        via=via,
+    )
+    strategy = Strategy.from_dict(rollout.strategy)
+    return request_rollout(tenants, request, strategy=strategy, selector=selector, retry_of=rollout)
+
+
+def _locked(rollout: Rollout) -> Rollout:
+    return Rollout.objects.select_for_update(no_key=True).get(pk=rollout.pk)
+
+
+def _do(action: str, locked: Rollout, **values: Any) -> None:
+    if not Rollout.objects.filter(pk=locked.pk).transition(action, **values):
+        fitting = " or ".join(sorted(ROLLOUT_TRANSITIONS[action].sources))
+        raise InvalidTransition(f"Rollout {locked.pk} is {locked.state}; to {action} it, it has to be {fitting}.")

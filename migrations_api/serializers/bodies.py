@@ -1,0 +1,79 @@
+"""What clients send."""
+
+from django.db import DEFAULT_DB_ALIAS
+from drf_spectacular.utils import extend_schema_serializer
+from rest_framework import serializers
+
+from migrations_api.serializers.fields import FlagField, LabelsField, ReasonField, StrictSerializer, TextField
+from migrations_api.serializers.rollouts import SelectorSerializer, StrategySerializer
+from tenants.models import Isolation
+
+
+@extend_schema_serializer(component_name="CreateTenant")
+class CreateTenantRequestSerializer(StrictSerializer):
+    tenant_id = TextField(max_length=63)
+    name = TextField(max_length=200, required=False, default="")
+    isolation = serializers.ChoiceField(choices=Isolation.choices)
+    database = TextField(max_length=63, required=False, default=DEFAULT_DB_ALIAS)
+    labels = LabelsField(required=False, default=dict)
+    provision = FlagField(
+        required=False,
+        default=True,
+        help_text="Create the schema or database; otherwise the tenant is only registered.",
+    )
+
+
+@extend_schema_serializer(component_name="UpdateTenant")
+class UpdateTenantRequestSerializer(StrictSerializer):
+    name = TextField(max_length=200, required=False)
+    labels = LabelsField(required=False)
+    suspended = FlagField(required=False, help_text="Rollouts leave a suspended tenant out.")
+
+
+@extend_schema_serializer(component_name="Migrate")
+class MigrateRequestSerializer(StrictSerializer):
+    app_label = TextField(max_length=255, required=False, default="")
+    migration_name = TextField(max_length=255, required=False, default="")
+    fake = FlagField(required=False, default=False)
+    fake_initial = FlagField(required=False, default=False)
+    run_syncdb = FlagField(required=False, default=False)
+    prune = FlagField(required=False, default=False)
+    confirm = TextField(
+        max_length=63,
+        required=False,
+        default="",
+        help_text="The tenant id once more (migrate-all: the word all), for what undoes, fakes or prunes migrations.",
+    )
+
+
+@extend_schema_serializer(component_name="MigrateAll")
+class MigrateAllRequestSerializer(MigrateRequestSerializer):
+    selector = SelectorSerializer(required=False, default=dict)
+    strategy = StrategySerializer(required=False, default=dict)
+    dry_run = FlagField(required=False, default=False, help_text="Only show what would be done.")
+
+
+class EmptyRequestSerializer(StrictSerializer):
+    """No fields; an empty body or {}."""
+
+
+@extend_schema_serializer(component_name="Cancel")
+class CancelRequestSerializer(StrictSerializer):
+    interrupt = FlagField(
+        required=False, default=False, help_text="Cancel the statement in flight, too, instead of ending its step."
+    )
+
+
+@extend_schema_serializer(component_name="Promote")
+class PromoteRequestSerializer(StrictSerializer):
+    full = FlagField(required=False, default=False, help_text="All waves that follow, each when the last has ended.")
+
+
+@extend_schema_serializer(component_name="Reason")
+class ReasonRequestSerializer(StrictSerializer):
+    reason = ReasonField()
+
+
+@extend_schema_serializer(component_name="Pause")
+class PauseRequestSerializer(StrictSerializer):
+    reason = ReasonField(required=False, default="", allow_blank=True)
