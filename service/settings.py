@@ -16,6 +16,7 @@ from django.core.management.utils import get_random_secret_key
 
 from service import embedded_postgres
 from service.logs import logging_config
+from tenants.conf import Conf
 from tenants.servers import database_settings, server_map
 
 BASE_DIR = Path(__file__).resolve().parent.parent
@@ -128,6 +129,33 @@ TENANT_SCHEMA_TEMPLATE = env_str("TENANT_SCHEMA_TEMPLATE", "public_{tenant_id}")
 TENANT_DATABASE_TEMPLATE = env_str("TENANT_DATABASE_TEMPLATE", "{tenant_id}_db")
 TENANT_MIGRATIONS = env_json("TENANT_MIGRATIONS")
 
+# Used where the executor is "celery". Messages may be lost or come twice: what counts is in the control plane.
+CELERY_BROKER_URL = env_str("CELERY_BROKER_URL", "redis://127.0.0.1:6379/0")
+_RABBITMQ = CELERY_BROKER_URL.startswith(("amqp://", "amqps://", "pyamqp://"))
+CELERY_TASK_DEFAULT_QUEUE = "tenant-migrations"
+CELERY_TASK_DEFAULT_QUEUE_TYPE = "quorum" if _RABBITMQ else "classic"
+CELERY_WORKER_DETECT_QUORUM_QUEUES = _RABBITMQ
+CELERY_TASK_IGNORE_RESULT = True
+CELERY_TASK_SERIALIZER = "json"
+CELERY_ACCEPT_CONTENT = ["json"]
+# On Redis, a message that is not acknowledged within the visibility timeout is delivered once more.
+CELERY_TASK_ACKS_LATE = _RABBITMQ
+# A worker takes a message when it has a process for it, not before: others may be idle.
+CELERY_WORKER_PREFETCH_MULTIPLIER = 1
+CELERY_WORKER_DISABLE_PREFETCH = not _RABBITMQ
+CELERY_WORKER_MAX_TASKS_PER_CHILD = TENANT_MIGRATIONS.get("tenants_per_worker", Conf.tenants_per_worker)
+# Runs go on without the broker, and workers wait for it to come back, however long.
+CELERY_WORKER_CANCEL_LONG_RUNNING_TASKS_ON_CONNECTION_LOSS = False
+CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
+CELERY_BROKER_CONNECTION_MAX_RETRIES = None
+CELERY_BROKER_TRANSPORT_OPTIONS = (
+    {"confirm_publish": True}
+    if _RABBITMQ
+    else {"socket_connect_timeout": 5, "socket_timeout": 15, "socket_keepalive": True}
+)
+CELERY_WORKER_HIJACK_ROOT_LOGGER = False
+CELERY_WORKER_REDIRECT_STDOUTS = False
+
 ROOT_URLCONF = "service.urls"
 CSRF_FAILURE_VIEW = "migrations_api.rest.problems.csrf_failure"
 WSGI_APPLICATION = "service.wsgi.application"
@@ -181,13 +209,13 @@ SPECTACULAR_SETTINGS = {
     "SCHEMA_PATH_PREFIX": "",
     "SORT_OPERATIONS": False,
     "ENUM_GENERATE_CHOICE_DESCRIPTION": False,
-    "ENUM_ADD_EXPLICIT_BLANK_NULL_CHOICE": False,
+    "ENUM_ADD_EXPLICIT_BLANK_NULL_CHOICE": True,
     "ENUM_NAME_OVERRIDES": {
         "IsolationEnum": "tenants.models.Isolation.choices",
-        "RiskKindEnum": "migrations_api.serializers.RISK_KINDS",
+        "RiskKindEnum": "migrations_api.serializers.plans.RISK_KINDS",
         "RunStateEnum": "migrations_api.states.RunState.choices",
         "RolloutStateEnum": "migrations_api.states.RolloutState.choices",
-        "TenantStatusEnum": "migrations_api.serializers.STATUSES",
+        "TenantStatusEnum": "migrations_api.serializers.fields.STATUSES",
         "StepStateEnum": "migrations_api.states.StepState.choices",
         "RequestedViaEnum": "migrations_api.models.RequestedVia.choices",
     },

@@ -1,4 +1,6 @@
 from collections.abc import Sequence
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 from django.apps import AppConfig
@@ -106,3 +108,19 @@ def check_conf(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[C
         hint = "The README has the table of settings."
         return [Error(f"TENANT_MIGRATIONS: {error}", hint=hint, id="tenants.E006")]
     return []
+
+
+@register("tenants")
+def check_celery(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
+    try:
+        if load_conf().executor != "celery":
+            return []
+    except ValueError:
+        return []  # which check_conf tells
+    if find_spec("celery") is None:
+        missing, hint = "Celery is not installed", "Install the celery extra: pip install '.[celery]'."
+    elif not import_module("celery").current_app.conf.broker_url:
+        missing, hint = "no broker is configured", "Set CELERY_BROKER_URL, such as redis://127.0.0.1:6379/0."
+    else:
+        return []
+    return [Error(f"TENANT_MIGRATIONS: 'executor' is 'celery', and {missing}.", hint=hint, id="tenants.E009")]

@@ -122,8 +122,15 @@ def secrets() -> set[str]:
     """Every spelling of every configured password, and of those resolved last, for redaction."""
     databases: Mapping[str, DatabaseSettings] = {**settings.DATABASES, **settings.TENANT_DATABASES}
     passwords = {str(database.get("PASSWORD") or "") for database in databases.values()}
+    passwords.update(_broker_passwords(str(getattr(settings, "CELERY_BROKER_URL", ""))))
     # A copy: other threads remember meanwhile.
     return {spelling for password in passwords | {*_remembered.copy()} for spelling in _spellings(password)}
+
+
+@lru_cache(maxsize=8)
+def _broker_passwords(urls: str) -> frozenset[str]:
+    """Of one URL or of several, with `;` in between; up to the last @, in case a password holds one."""
+    return frozenset(unquote(found) for found in re.findall(r"://[^:/@;]*:([^;]*)@", urls))
 
 
 @lru_cache(maxsize=256)
