@@ -126,6 +126,7 @@ class TenantHeld(ServiceError):
     code = "held"
 
     def __init__(self, tenant_id: str, by: str, reason: str) -> None:
+        self.tenant_id = tenant_id
         super().__init__(f"Tenant '{tenant_id}' is held by {by or 'somebody'} ({reason}). Release it first.")
 
 

@@ -19,7 +19,7 @@ from migrations_api.executor import Options
 from migrations_api.management.presenter import explain
 from migrations_api.orchestrator.requests import Request
 from migrations_api.plan import Target
-from migrations_api.serializers.fields import LABEL_KEY, MAX_LABEL
+from migrations_api.serializers.fields import LABEL_KEY, MAX_LABEL, MAX_REASON
 from tenants.conf import load_conf
 from tenants.driver_errors import sqlstate, translate
 from tenants.exceptions import InvalidName, ServerNotConfigured, ServiceError
@@ -71,6 +71,9 @@ class ServiceCommand(BaseCommand):
             exit_with(EXIT_FAILED)
         except exceptions.RunActive as error:
             raise failed(error.code, f"{error.message}\n{try_again_later()}") from error
+        except exceptions.TenantHeld as error:
+            release = f"manage.py releasetenant --tenant-id={error.tenant_id}"
+            raise failed(error.code, f"{error.message}\nWhen it may be migrated again: {release}") from error
         except ServiceError as error:
             raise failed(error.code, explain(error.code, error.message)) from error
         except DatabaseError as error:
@@ -114,6 +117,12 @@ def label(value: str) -> tuple[str, str]:
             f"{value[:63]!r} is no label: a key of 1 to 63 characters, a value of at most {MAX_LABEL}, all printable"
         )
     return key, content
+
+
+def reason(value: str) -> str:
+    if not value.strip() or not value.isprintable() or len(value) > MAX_REASON:
+        raise argparse.ArgumentTypeError(f"a reason is one line of 1 to {MAX_REASON} characters")
+    return value.strip()
 
 
 def plan_digest(value: str) -> str:

@@ -1,24 +1,35 @@
 """Carry out a rollout in this process, show it, and end the command as the rollout ends."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 
 from django.core.management.base import CommandError
+from django.db.models import Count, Q
 
+from migrations_api.dispatch.history import run_ended
 from migrations_api.events import RunEnded
 from migrations_api.exceptions import RunActive
 from migrations_api.management.base import EXIT_SOME_FAILED, ServiceCommand, try_again_later
 from migrations_api.management.interrupt import graceful_stop
-from migrations_api.management.presenter import FAILED, NOT_STARTED, STOPPED, FleetPresenter, describe, result_of
+from migrations_api.management.presenter import (
+    FAILED,
+    NOT_STARTED,
+    SKIPPED,
+    STOPPED,
+    FleetPresenter,
+    describe,
+    result_of,
+)
 from migrations_api.management.progress import with_bar, without_bar
-from migrations_api.models import Rollout
+from migrations_api.models import MigrationRun, Rollout
 from migrations_api.orchestrator.driver import drive
 from migrations_api.orchestrator.endings import LEFT_BEHIND
 from migrations_api.orchestrator.reports import failure_groups, newcomers
-from migrations_api.orchestrator.strategy import OnError, Strategy
+from migrations_api.orchestrator.rollout_verbs import is_abandoned
+from migrations_api.orchestrator.strategy import Strategy
 from migrations_api.serializers.runs import MigrationRunSerializer
-from migrations_api.states import RolloutState, RunState
+from migrations_api.states import DONE_STEP_STATES, RolloutState, RunState
 from tenants.conf import load_conf
 
 UNFINISHED = frozenset({FAILED, NOT_STARTED, STOPPED})
@@ -33,7 +44,7 @@ def carry_out(command: ServiceCommand, rollout: Rollout, *, executor: str, outpu
         style=command.style,
         verbosity=0 if quiet else verbosity,
         live=executor == "sequential",
-        continues=strategy.on_error == OnError.CONTINUE,
+        continues=strategy.allowed_failures(rollout.total) is None,
     )
     shown = nullcontext(without_bar(make, command.stdout)) if quiet else with_bar(make, command.stdout, rollout.total)
     with graceful_stop(command.stderr.write) as should_stop, shown as (presenter, emit):
@@ -70,56 +81,91 @@ class _Gatekeeper:
         self._told = -1
 
     def __call__(self, rollout: Rollout) -> None:
-        if rollout.open_wave == self._told:
-            return
-        if rollout.awaits_promotion:
-            following = f"Open the next with: manage.py rollout promote {rollout.pk}"
-        elif rollout.next_wave_at is not None:
-            following = f"The next opens at {rollout.next_wave_at:%H:%M:%S} UTC."
-        else:
-            return
-        self._told = rollout.open_wave
-        self._command.stderr.write(f"Wave {rollout.open_wave} has ended. {following}")
+        if rollout.open_wave != self._told and (line := gate_line(rollout)):
+            self._told = rollout.open_wave
+            self._command.stderr.write(line)
+
+
+def gate_line(rollout: Rollout) -> str:
+    """What the next wave of a running rollout waits for; empty if it waits for nothing."""
+    promote = f"manage.py rollout promote {rollout.pk}"
+    if rollout.awaits_promotion:
+        return f"Wave {rollout.open_wave} has ended. Open the next one with: {promote}"
+    if rollout.next_wave_at is not None:
+        at = f"{rollout.next_wave_at:%H:%M:%S} UTC"
+        return f"Wave {rollout.open_wave} has ended. The next one opens at {at}; at once with: {promote}"
+    return ""
 
 
 def _results(command: ServiceCommand, ended: list[RunEnded], rollout: Rollout) -> dict[str, str]:
     """What became of each tenant; the reasons that no event has told go to stderr."""
     results = {event.tenant_id: result_of(event) for event in ended}
-    for run in rollout.runs.exclude(tenant_id__in=results).order_by("wave", "tenant_id"):
-        left_behind = run.state == RunState.SKIPPED and run.error_code not in LEFT_BEHIND
-        results[run.tenant_id] = (
-            "skipped" if left_behind else NOT_STARTED if run.state in {RunState.CANCELED, RunState.PENDING} else FAILED
-        )
-        if run.error_code == RunActive.code:
-            command.stderr.write(f"✗ {run.message}\n{try_again_later()}")
-        elif left_behind:
-            command.stderr.write(f"- Tenant '{run.tenant_id}' skipped: {run.message}")
-        elif run.state not in {RunState.CANCELED, RunState.PENDING}:
-            reason = describe(run) or run.waiting_cause
-            command.stderr.write(f"✗ Migrations failed for tenant '{run.tenant_id}': {reason}")
+    done = Count("steps", filter=Q(steps__state__in=DONE_STEP_STATES))
+    untold = rollout.runs.exclude(tenant_id__in=results).annotate(done=done).order_by("wave", "tenant_id")
+    busy = False
+    for run in untold:
+        results[run.tenant_id] = result = _result(run, steps=run.done)
+        busy = busy or run.error_code == RunActive.code
+        if result in {FAILED, SKIPPED}:
+            command.stderr.write(_reason_line(run, result))
+    if busy:
+        command.stderr.write(try_again_later())
     return results
+
+
+def _result(run: MigrationRun, *, steps: int) -> str:
+    if run.is_active:
+        return NOT_STARTED if run.state == RunState.PENDING else FAILED
+    if run.state == RunState.SKIPPED and run.error_code in LEFT_BEHIND:
+        return FAILED
+    return result_of(run_ended(run, steps=steps))
+
+
+def _reason_line(run: MigrationRun, result: str) -> str:
+    if run.is_active:
+        cause = run.waiting_cause or "its worker was lost"
+        return f"✗ Run {run.pk} of tenant '{run.tenant_id}' is not settled: {cause}"
+    if result == SKIPPED:
+        return f"- Tenant '{run.tenant_id}' skipped: {run.message}"
+    if run.error_code == RunActive.code:
+        return f"✗ {run.message}"
+    if run.state == RunState.SKIPPED:
+        return f"✗ Tenant '{run.tenant_id}' was not migrated: {run.message}"
+    return f"✗ Migrations failed for tenant '{run.tenant_id}': {describe(run)}"
 
 
 def _tell_what_is_left(command: ServiceCommand, rollout: Rollout) -> None:
     for group in failure_groups(rollout):
         command.stderr.write(failure_line(group))
     if created := newcomers(rollout):
-        command.stderr.write(f"Created meanwhile, and not migrated by this rollout: {', '.join(created)}")
+        command.stderr.write(newcomers_line(created))
     if rollout.stop_reason:
-        command.stderr.write(f"Rollout {rollout.pk} was stopped: {rollout.stop_reason}")
-    if rollout.state == RolloutState.PAUSED:
-        command.stderr.write(
-            f"It is paused. Go on with: manage.py rollout resume {rollout.pk}\n"
-            f"End it with:          manage.py rollout cancel {rollout.pk}"
-        )
-    elif rollout.state in {RolloutState.FAILED, RolloutState.CANCELED}:
-        command.stderr.write(f"For those that were not migrated: manage.py rollout retry {rollout.pk}")
+        word = "is paused" if rollout.state == RolloutState.PAUSED else "was stopped"
+        command.stderr.write(f"Rollout {rollout.pk} {word}: {rollout.stop_reason}")
+    if following := what_next(rollout):
+        command.stderr.write(following)
 
 
 def failure_line(group: Mapping[str, object]) -> str:
     """As in: 190 x UniqueViolation in orders.0004_unique_number, with the sign for times."""
     place = f" in {group['failed_step']}" if group["failed_step"] else ""
     return f"{group['count']} × {group['error_class'] or group['error_code']}{place}"
+
+
+def newcomers_line(created: Sequence[str]) -> str:
+    return f"Created meanwhile, and not migrated by this rollout: {', '.join(created)}"
+
+
+def what_next(rollout: Rollout) -> str:
+    """What to type next; empty where there is nothing to be done."""
+    if rollout.state == RolloutState.PAUSED:
+        return f"Go on with:  manage.py rollout resume {rollout.pk}\nEnd it with: manage.py rollout cancel {rollout.pk}"
+    retry = f"For those that were not migrated: manage.py rollout retry {rollout.pk}"
+    if rollout.state in {RolloutState.FAILED, RolloutState.CANCELED}:
+        return retry
+    if is_abandoned(rollout):
+        return f"Whoever carried it out has ended before it did. {retry}"
+    return gate_line(rollout) if rollout.state == RolloutState.RUNNING else ""
 
 
 def _verdict(results: dict[str, str]) -> str:

@@ -51,7 +51,7 @@ def add_strategy_arguments(parser: CommandParser) -> None:
     )
     group.add_argument("--bake-time", type=_seconds, default=0.0, metavar="SECONDS", help="Wait between two waves.")
     group.add_argument("--promotion", choices=list(Promotion), default=Promotion.AUTO, help="What opens the next wave.")
-    group.add_argument("--progress-deadline", type=_seconds, metavar="SECONDS", help="Some tenant has to end in it.")
+    group.add_argument("--progress-deadline", type=_deadline, metavar="SECONDS", help="Some tenant has to end in it.")
 
 
 def selector_of(options: dict[str, Any]) -> Selector:
@@ -113,4 +113,10 @@ def _seconds(value: str) -> float:
         seconds = -1.0
     if not 0 <= seconds <= 31_536_000:
         raise argparse.ArgumentTypeError(f"{value!r} is not a number of seconds, from 0 to a year")
+    return seconds
+
+
+def _deadline(value: str) -> float:
+    if not (seconds := _seconds(value)):
+        raise argparse.ArgumentTypeError("it has to be above 0")
     return seconds

@@ -36,3 +36,9 @@ def release(tenant: Tenant) -> None:
     held = Tenant.objects.filter(pk=tenant.pk, held_at__isnull=False)
     if not held.update(held_at=None, held_by="", hold_reason=""):
         raise InvalidTransition(f"Tenant '{tenant.tenant_id}' is not held.")
+
+
+def suspend(tenant: Tenant, *, suspended: bool) -> None:
+    """Rollouts that are asked for from now on leave a suspended tenant out. Raises TenantNotFound."""
+    if not Tenant.objects.filter(pk=tenant.pk).update(suspended=suspended):
+        raise TenantNotFound(tenant.tenant_id)

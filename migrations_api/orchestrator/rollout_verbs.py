@@ -1,6 +1,7 @@
 """What can be done with a rollout that exists. Each verb holds its row, so that of two that race one comes second."""
 
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 from django.db import transaction
@@ -16,6 +17,7 @@ from migrations_api.orchestrator.advance import (
     open_wave,
 )
 from migrations_api.orchestrator.endings import finish_if_done
+from migrations_api.orchestrator.readiness import is_coordinated
 from migrations_api.orchestrator.requests import Request, request_rollout
 from migrations_api.orchestrator.selection import Selector, select
 from migrations_api.orchestrator.strategy import Strategy
@@ -26,6 +28,7 @@ from migrations_api.states import (
     ROLLOUT_TRANSITIONS,
     RolloutState,
 )
+from tenants.conf import load_conf
 
 
 def pause(rollout: Rollout, *, reason: str) -> None:
@@ -53,7 +56,25 @@ def resume(rollout: Rollout) -> None:
             stop_reason="",
             progress_at=Now(),
             started_at=Coalesce("started_at", Now()),
+            # The command that drove it ended when it was paused; one that is still pausing goes on.
+            foreground=locked.foreground and locked.state != RolloutState.PAUSED,
         )
+
+
+def take_over(rollout: Rollout) -> bool:
+    """Make the caller the one that carries the rollout out, unless somebody does; returns whether it is."""
+    if is_coordinated():
+        return False
+    lease = Now() + timedelta(seconds=load_conf().lease)
+    free = Q(lease_expires_at=None) | Q(lease_expires_at__lt=Now())
+    mine = Rollout.objects.filter(free, pk=rollout.pk, state__in=ACTIVE_ROLLOUT_STATES)
+    return mine.update(foreground=True, lease_expires_at=lease) == 1
+
+
+def is_abandoned(rollout: Rollout) -> bool:
+    """Whether the command that was to carry it out is gone before its end."""
+    left = Rollout.objects.filter(foreground=True, state__in=ACTIVE_ROLLOUT_STATES, lease_expires_at__lt=Now())
+    return left.filter(pk=rollout.pk).exists()
 
 
 def promote(rollout: Rollout, *, full: bool = False) -> None:

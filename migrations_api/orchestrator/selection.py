@@ -75,6 +75,10 @@ class Selector:
             raise InvalidOptions("tenant_ids is empty; leave it out to select by the rest.")
         if self.sample is not None and self.sample.is_nothing:
             raise InvalidOptions("A sample has at least one tenant.")
+        if self.sample is not None and self.sample.is_nothing:
+            raise InvalidOptions("sample is at least 1, or more than 0%.")
+        if self.sample is not None and self.sample.is_nothing:
+            raise InvalidOptions("sample is at least 1, or more than 0%.")
         if self.seed is not None and self.sample is None:
             raise InvalidOptions("A seed is for a sample, and none is asked for.")
 

@@ -10,7 +10,7 @@ from typing import Any, Final, TypeVar
 from migrations_api.exceptions import InvalidOptions
 
 NUMBER: Final = pattern("[0-9]{1,7}")
-PERCENT: Final = pattern(r"([0-9]{1,3}(?:\.[0-9]{1,4})?)%")
+PERCENT: Final = pattern(r"((?:100|[0-9]{1,2})(?:\.[0-9]{1,4})?)%")
 MAX_WAVES: Final = 100
 T = TypeVar("T")
 

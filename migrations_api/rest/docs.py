@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from typing import Any, Final
 
+from drf_spectacular.extensions import OpenApiSerializerFieldExtension
 from drf_spectacular.generators import SchemaGenerator
 from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import OpenApiExample, OpenApiParameter, OpenApiResponse, extend_schema
@@ -104,6 +105,16 @@ _REQUEST_EXAMPLES: Final = {
     "skip_run": {"reason": "The customer asked for another day."},
     "pause_rollout": {"reason": "Errors at the canary."},
 }
+_PERCENTAGE: Final = r"(100(\.0{1,4})?|[0-9]{1,2}(\.[0-9]{1,4})?)%$"
+_LABELS: Final = {
+    "type": "object",
+    "title": "LabelGroup",
+    "properties": {
+        "labels": {"type": "object", "additionalProperties": {"type": "string", "maxLength": 255}, "minProperties": 1}
+    },
+    "required": ["labels"],
+    "additionalProperties": False,
+}
 _ALWAYS: Final = (400, 401, 403, 405, 429, 500)
 _WITH_BODY: Final = (413, 415)
 _WITH_KEY: Final = (409, 422)
@@ -132,6 +143,30 @@ LOCATION = OpenApiParameter(
 ETAG = OpenApiParameter(
     "ETag", OpenApiTypes.STR, OpenApiParameter.HEADER, description="The plan_digest in quotes.", response=[200]
 )
+
+
+class AmountSchema(OpenApiSerializerFieldExtension):  # type: ignore[no-untyped-call]  # it registers itself
+    target_class = "migrations_api.serializers.fields.AmountField"
+
+    def get_name(self) -> str:
+        return "Amount"
+
+    def map_serializer_field(self, auto_schema: Any, direction: str) -> dict[str, Any]:
+        number = {"type": "integer", "minimum": 0, "maximum": 9_999_999}
+        return {"description": "A number of tenants, or a percentage of all.", "oneOf": [number, {"type": "string", "pattern": f"^{_PERCENTAGE}"}]}
+
+
+class WaveGroupSchema(OpenApiSerializerFieldExtension):  # type: ignore[no-untyped-call]
+    target_class = "migrations_api.serializers.fields.WaveField"
+
+    def get_name(self) -> str:
+        return "WaveGroup"
+
+    def map_serializer_field(self, auto_schema: Any, direction: str) -> dict[str, Any]:
+        number = {"type": "integer", "minimum": 1, "maximum": 9_999_999}
+        more_than_nothing = {"type": "string", "pattern": rf"^(?!0+(\.0+)?%){_PERCENTAGE}"}
+        description = "So many tenants, a percentage of all, or those that have all of some labels."
+        return {"description": description, "oneOf": [number, more_than_nothing, _LABELS]}
 
 
 def documented(

@@ -4,7 +4,6 @@ import re
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
 from migrations_api.exceptions import InvalidOptions
@@ -13,6 +12,7 @@ from migrations_api.orchestrator.strategy import Amount, Group
 
 LABEL_KEY = re.compile("[^=]{1,63}")
 MAX_LABEL = 255  # characters of a label's value
+MAX_REASON: Final = 300
 STATUSES = [(status.value, status.value) for status in TenantStatus]
 
 
@@ -71,32 +71,38 @@ class LabelsField(serializers.DictField):
         return labels
 
 
-AMOUNT_SCHEMA = {
-    "oneOf": [
-        {"type": "integer", "minimum": 0, "maximum": 9_999_999},
-        {"type": "string", "pattern": r"^(100|[0-9]{1,2})(\.[0-9]{1,4})?%$"},
-    ]
-}
-WAVE_SCHEMA = {
-    "oneOf": [
-        {"type": "integer", "minimum": 1, "maximum": 9_999_999},
-        {"type": "string", "pattern": r"^(100|[0-9]{1,2})(\.[0-9]{1,4})?%$"},
-        {
-            "type": "object",
-            "properties": {"labels": {"type": "object", "additionalProperties": {"type": "string"}}},
-            "required": ["labels"],
-            "additionalProperties": False,
-        },
-    ]
-}
+class WholeNumberField(serializers.IntegerField):
+    """A JSON number; its digits as a string are text."""
+
+    def to_internal_value(self, data: Any) -> int:
+        if isinstance(data, str):
+            self.fail("invalid")
+        return super().to_internal_value(data)
+
+
+class SecondsField(serializers.FloatField):
+    """A JSON number of at most a year."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**{"min_value": 0, "max_value": 31_536_000, **kwargs})
+
+    def to_internal_value(self, data: Any) -> float:
+        if isinstance(data, bool | str):
+            self.fail("invalid")
+        try:
+            return super().to_internal_value(data)
+        except OverflowError:
+            self.fail("invalid")
 
 
 class ParsedField(serializers.Field[Any, Any, Any, Any]):
-    """What `kind.parse` takes, as it was given."""
+    """What `kind.parse` takes, as it was given; a string is a percentage."""
 
     kind: ClassVar[type[Amount | Group]]
 
     def to_internal_value(self, data: Any) -> Any:
+        if isinstance(data, str) and data.isdigit():
+            raise serializers.ValidationError(f"A number is given without quotes: {data[:20]}; a string is a percentage.")
         try:
             return self.kind.parse(data).value
         except InvalidOptions as error:
@@ -106,21 +112,27 @@ class ParsedField(serializers.Field[Any, Any, Any, Any]):
         return value
 
 
-@extend_schema_field(AMOUNT_SCHEMA)
 class AmountField(ParsedField):
     kind = Amount
 
 
-@extend_schema_field(WAVE_SCHEMA)
 class WaveField(ParsedField):
     kind = Group
+
+    def to_internal_value(self, data: Any) -> Any:
+        if isinstance(data, Mapping) and isinstance(data.get("labels"), Mapping):
+            try:
+                LabelsField().run_validation(data["labels"])
+            except serializers.ValidationError as error:
+                raise serializers.ValidationError({"labels": error.detail}) from error
+        return super().to_internal_value(data)
 
 
 class WaitingForField(serializers.ChoiceField):
     def __init__(self, **kwargs: Any) -> None:
-        super().__init__(choices=["", "bake_time", "promotion"], **kwargs)
+        super().__init__(choices=["bake_time", "promotion"], allow_null=True, **kwargs)
 
 
 class ReasonField(TextField):
     def __init__(self, **kwargs: Any) -> None:
-        super().__init__(max_length=300, help_text="Shown to whoever asks why.", **kwargs)
+        super().__init__(max_length=MAX_REASON, help_text="Shown to whoever asks why.", **kwargs)

@@ -14,11 +14,13 @@ from migrations_api.orchestrator.strategy import FailureMode, OnError, Promotion
 from migrations_api.serializers.fields import (
     AmountField,
     LabelsField,
+    SecondsField,
     StatusField,
     StrictSerializer,
     TextField,
     WaitingForField,
     WaveField,
+    WholeNumberField,
 )
 from migrations_api.serializers.plans import FleetPlanGroupSerializer, FleetPlanProblemSerializer
 from migrations_api.serializers.runs import RunCountsSerializer, RunOptionsSerializer
@@ -36,15 +38,15 @@ class SelectorSerializer(StrictSerializer):
     status = serializers.ListField(
         child=StatusField(), required=False, help_text="Those that stood at one of these when last looked at."
     )
-    failed_in = serializers.IntegerField(required=False, min_value=1, help_text="Those that failed in that rollout.")
-    unfinished_in = serializers.IntegerField(
+    failed_in = WholeNumberField(required=False, min_value=1, help_text="Those that failed in that rollout.")
+    unfinished_in = WholeNumberField(
         required=False, min_value=1, help_text="Those that this rollout has not migrated."
     )
     shard = serializers.RegexField(
-        r"^[0-9]{1,5}/[0-9]{1,5}$", required=False, help_text="K/N: one of N parts, the same ones each time."
+        r"^[0-9]{1,5}/[0-9]{1,5}$", trim_whitespace=False, required=False, help_text="K/N: one of N parts, the same ones each time."
     )
     sample = AmountField(required=False, help_text="So many of them, chosen by lot.")
-    seed = serializers.IntegerField(required=False, min_value=0, max_value=2**31 - 1, help_text="Of the lot.")
+    seed = WholeNumberField(required=False, min_value=0, max_value=2**31 - 1, help_text="Of the lot.")
 
     def validate_shard(self, value: str) -> str:
         try:
@@ -57,7 +59,7 @@ class StrategySerializer(StrictSerializer):
     """How a rollout goes through its tenants. Percentages are of all its tenants."""
 
     max_concurrency = AmountField(required=False, help_text="At most so many in flight.")
-    max_per_database = serializers.IntegerField(
+    max_per_database = WholeNumberField(
         required=False, min_value=1, max_value=10_000, help_text="At most so many in flight on one database server."
     )
     max_failures = AmountField(
@@ -77,16 +79,14 @@ class StrategySerializer(StrictSerializer):
     waves = serializers.ListField(
         child=WaveField(), required=False, max_length=100, help_text="Those after it; the last one is the rest."
     )
-    bake_time = serializers.FloatField(
-        required=False, min_value=0, max_value=31_536_000, help_text="Seconds between the end of a wave and the next."
-    )
+    bake_time = SecondsField(required=False, help_text="Seconds between the end of a wave and the next.")
     promotion = serializers.ChoiceField(
         choices=[each.value for each in Promotion],
         required=False,
         help_text="manual: each wave after the first is opened by promote.",
     )
-    progress_deadline = serializers.FloatField(
-        required=False, min_value=0.001, max_value=31_536_000, help_text="Seconds in which some tenant has to end."
+    progress_deadline = SecondsField(
+        required=False, min_value=0.001, help_text="Seconds in which some tenant has to end."
     )
 
 
@@ -139,10 +139,11 @@ class RolloutSerializer(serializers.ModelSerializer[Rollout]):
             "runs",
             "progress",
         ]
+        read_only_fields = fields
 
     @extend_schema_field(WaitingForField())
-    def get_waiting_for(self, rollout: Rollout) -> str:
-        return reports.waiting_for(rollout)
+    def get_waiting_for(self, rollout: Rollout) -> str | None:
+        return reports.waiting_for(rollout) or None
 
     @extend_schema_field(RunCountsSerializer)
     def get_runs(self, rollout: Rollout) -> dict[str, int]:
@@ -177,6 +178,7 @@ class RolloutDetailSerializer(RolloutSerializer):
 
     class Meta(RolloutSerializer.Meta):
         fields: ClassVar = [*RolloutSerializer.Meta.fields, "waves", "newcomers"]
+        read_only_fields = fields
 
     @extend_schema_field(WaveSerializer(many=True))
     def get_waves(self, rollout: Rollout) -> Any:

@@ -12,6 +12,7 @@ class RunStepSerializer(serializers.ModelSerializer[RunStep]):
     class Meta:
         model = RunStep
         fields: ClassVar = ["app_label", "name", "backwards", "atomic", "state", "started_at", "seconds"]
+        read_only_fields = fields
 
 
 class RunOptionsSerializer(serializers.Serializer[Any]):
@@ -71,6 +72,7 @@ class MigrationRunSummarySerializer(serializers.ModelSerializer[MigrationRun]):
     class Meta:
         model = MigrationRun
         fields: ClassVar = RUN_FIELDS
+        read_only_fields = fields
 
 
 class MigrationRunSerializer(MigrationRunSummarySerializer):
@@ -78,6 +80,7 @@ class MigrationRunSerializer(MigrationRunSummarySerializer):
 
     class Meta(MigrationRunSummarySerializer.Meta):
         fields: ClassVar = [*RUN_FIELDS, "steps"]
+        read_only_fields = fields
 
 
 class RunCountsSerializer(serializers.Serializer[Any]):

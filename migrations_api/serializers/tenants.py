@@ -40,6 +40,7 @@ class TenantSerializer(serializers.ModelSerializer[Tenant]):
             "pending",
             "observed_at",
         ]
+        read_only_fields = fields
 
     @extend_schema_field(StatusField())
     def get_status(self, tenant: Tenant) -> str:

@@ -70,6 +70,7 @@ class Command(ServiceCommand):
             return
         for row in rows:
             row.update(ended=row["progress"]["ended"], failed=row["runs"]["failed"] + row["runs"]["partial"])
+            row["waiting_for"] = row["waiting_for"] or ""
         write_table(self.stdout, COLUMNS, [[str(row[name]) for name in COLUMNS] for row in rows])
 
     def show(self, rollout: Rollout, *, format: str, **options: Any) -> None:  # noqa: A002
