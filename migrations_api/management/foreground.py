@@ -104,7 +104,7 @@ def _results(command: ServiceCommand, ended: list[RunEnded], rollout: Rollout) -
     untold = rollout.runs.exclude(tenant_id__in=results).annotate(done=done).order_by("wave", "tenant_id")
     busy = False
     for run in untold:
-        results[run.tenant_id] = result = _result(run, steps=run.done)
+        results[run.tenant_id] = result = _result(run, steps=run.done)  # type: ignore[attr-defined]  # annotated
         busy = busy or run.error_code == RunActive.code
         if result in {FAILED, SKIPPED}:
             command.stderr.write(_reason_line(run, result))

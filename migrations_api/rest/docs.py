@@ -153,7 +153,8 @@ class AmountSchema(OpenApiSerializerFieldExtension):  # type: ignore[no-untyped-
 
     def map_serializer_field(self, auto_schema: Any, direction: str) -> dict[str, Any]:
         number = {"type": "integer", "minimum": 0, "maximum": 9_999_999}
-        return {"description": "A number of tenants, or a percentage of all.", "oneOf": [number, {"type": "string", "pattern": f"^{_PERCENTAGE}"}]}
+        percentage = {"type": "string", "pattern": f"^{_PERCENTAGE}"}
+        return {"description": "A number of tenants, or a percentage of all.", "oneOf": [number, percentage]}
 
 
 class WaveGroupSchema(OpenApiSerializerFieldExtension):  # type: ignore[no-untyped-call]

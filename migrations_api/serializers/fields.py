@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 from rest_framework import serializers
 
@@ -10,9 +10,9 @@ from migrations_api.exceptions import InvalidOptions
 from migrations_api.orchestrator.fleet import TenantStatus
 from migrations_api.orchestrator.strategy import Amount, Group
 
-LABEL_KEY = re.compile("[^=]{1,63}")
-MAX_LABEL = 255  # characters of a label's value
-MAX_REASON: Final = 300
+LABEL_KEY: Final = re.compile("[^=]{1,63}")
+MAX_LABEL: Final = 255  # characters of a label's value
+MAX_REASON = 300
 STATUSES = [(status.value, status.value) for status in TenantStatus]
 
 
@@ -102,7 +102,7 @@ class ParsedField(serializers.Field[Any, Any, Any, Any]):
 
     def to_internal_value(self, data: Any) -> Any:
         if isinstance(data, str) and data.isdigit():
-            raise serializers.ValidationError(f"A number is given without quotes: {data[:20]}; a string is a percentage.")
+            raise serializers.ValidationError(f"{data[:20]!r} is a string; a number has no quotes.")
         try:
             return self.kind.parse(data).value
         except InvalidOptions as error:

@@ -39,11 +39,12 @@ class SelectorSerializer(StrictSerializer):
         child=StatusField(), required=False, help_text="Those that stood at one of these when last looked at."
     )
     failed_in = WholeNumberField(required=False, min_value=1, help_text="Those that failed in that rollout.")
-    unfinished_in = WholeNumberField(
-        required=False, min_value=1, help_text="Those that this rollout has not migrated."
-    )
+    unfinished_in = WholeNumberField(required=False, min_value=1, help_text="Those that this rollout has not migrated.")
     shard = serializers.RegexField(
-        r"^[0-9]{1,5}/[0-9]{1,5}$", trim_whitespace=False, required=False, help_text="K/N: one of N parts, the same ones each time."
+        r"^[0-9]{1,5}/[0-9]{1,5}$",
+        required=False,
+        trim_whitespace=False,
+        help_text="K/N: one of N parts, the same ones each time.",
     )
     sample = AmountField(required=False, help_text="So many of them, chosen by lot.")
     seed = WholeNumberField(required=False, min_value=0, max_value=2**31 - 1, help_text="Of the lot.")

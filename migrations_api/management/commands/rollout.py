@@ -1,20 +1,24 @@
-from datetime import timedelta
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, Final
 
 from django.core.management.base import CommandError, CommandParser
-from django.db.models.functions import Now
 
-from migrations_api.management.base import ServiceCommand, positive, tenant_id, user
-from migrations_api.management.foreground import carry_out, failure_line
+from migrations_api.exceptions import UnknownRollout
+from migrations_api.management.base import ServiceCommand, failed, positive, reason, tenant_id, user
+from migrations_api.management.foreground import carry_out, failure_line, newcomers_line, what_next
 from migrations_api.management.tables import write_table
 from migrations_api.models import MigrationRun, RequestedVia, Rollout
 from migrations_api.orchestrator import rollout_verbs, verbs
-from migrations_api.orchestrator.readiness import is_coordinated
+from migrations_api.orchestrator.abandoned import settle_abandoned
+from migrations_api.orchestrator.endings import NOT_MIGRATED
 from migrations_api.orchestrator.reports import failure_groups, reports
+from migrations_api.orchestrator.rollout_verbs import is_abandoned
+from migrations_api.orchestrator.selection import SHARED_WAVE
 from migrations_api.serializers.rollouts import RolloutDetailSerializer, RolloutSerializer
 from migrations_api.states import RolloutState
 from tenants.conf import load_conf
 
+SHOWN: Final = 20
 COLUMNS = ("id", "state", "waiting_for", "total", "ended", "failed", "stop_reason", "created_at")
 
 
@@ -49,7 +53,7 @@ class Command(ServiceCommand):
         if name == "cancel":
             action.add_argument("--interrupt", action="store_true", help="Cancel the statements in flight as well.")
         if name in {"pause", "skip"}:
-            action.add_argument("--reason", default="", required=name == "skip")
+            action.add_argument("--reason", default="", type=reason, required=name == "skip")
         if name == "skip":
             action.add_argument("--tenant-id", required=True, type=tenant_id)
 
@@ -59,38 +63,36 @@ class Command(ServiceCommand):
             return
         rollout = Rollout.objects.filter(pk=rollout_id).first()
         if rollout is None:
-            raise CommandError(f"Rollout {rollout_id} does not exist. See: manage.py rollout list")
+            raise failed(UnknownRollout.code, f"Rollout {rollout_id} does not exist. See: manage.py rollout list")
+        if action != "show" and is_abandoned(rollout):
+            settle_abandoned()
         getattr(self, action)(rollout, **options)
 
     def list(self, *, format: str, **options: Any) -> None:  # noqa: A002
-        found = list(Rollout.objects.order_by("-pk")[:20])
+        found = list(Rollout.objects.order_by("-pk")[:SHOWN])
         rows = RolloutSerializer(found, many=True, context={"reports": reports(found)}).data
         if format == "json":
             self.write_json(rows)
-            return
-        for row in rows:
-            row.update(ended=row["progress"]["ended"], failed=row["runs"]["failed"] + row["runs"]["partial"])
-            row["waiting_for"] = row["waiting_for"] or ""
-        write_table(self.stdout, COLUMNS, [[str(row[name]) for name in COLUMNS] for row in rows])
+        elif rows:
+            cells = map(_cells, found, rows)
+            write_table(self.stdout, COLUMNS, [[str(each[name]) for name in COLUMNS] for each in cells])
+        else:
+            self.stdout.write("There are no rollouts. Start one with: manage.py migratealltenants")
 
     def show(self, rollout: Rollout, *, format: str, **options: Any) -> None:  # noqa: A002
         data = RolloutDetailSerializer(rollout, context={"reports": reports([rollout])}).data
         if format == "json":
             self.write_json(data)
             return
-        self.stdout.write(f"Rollout {rollout.pk}: {data['state']}{self._why(data)}")
-        for wave in data["waves"]:
-            runs = ", ".join(f"{count} {state}" for state, count in wave["runs"].items() if count)
-            self.stdout.write(f"  Wave {wave['number']}: {runs}")
-        progress = data["progress"]
-        if progress["per_minute"] is not None:
-            eta = "unknown" if progress["eta_seconds"] is None else f"{progress['eta_seconds']:.0f} s"
-            self.stdout.write(f"  {progress['per_minute']:g} tenants a minute; left: {eta}")
-        for group in failure_groups(rollout):
-            self.stdout.write(f"  {failure_line(group)}: {group['message']}")
-
-    def _why(self, data: Any) -> str:
-        return f" ({data['stop_reason'] or data['waiting_for']})" if data["stop_reason"] or data["waiting_for"] else ""
+        reason = f": {rollout.stop_reason}" if rollout.stop_reason else "."
+        lines = [f"Rollout {rollout.pk} is {data['state']}{reason}", *map(_wave_line, data["waves"])]
+        if data["progress"]["per_minute"] is not None:
+            lines.append(f"  {_speed(data['progress'])}")
+        lines += [f"  {failure_line(group)}: {group['message']}" for group in failure_groups(rollout)]
+        lines += _left_lines(rollout)
+        if data["newcomers"]:
+            lines.append(f"  {newcomers_line(data['newcomers'])}")
+        self.stdout.write("\n".join([*lines, *filter(None, [what_next(rollout)])]))
 
     def pause(self, rollout: Rollout, *, reason: str, **options: Any) -> None:
         rollout_verbs.pause(rollout, reason=f"Paused by {user()}{': ' if reason else '.'}{reason}")
@@ -98,12 +100,9 @@ class Command(ServiceCommand):
 
     def resume(self, rollout: Rollout, *, format: str, executor: str, verbosity: int, **options: Any) -> None:  # noqa: A002
         rollout_verbs.resume(rollout)
-        if is_coordinated():
+        if not rollout_verbs.take_over(rollout):
             self._tell(rollout)
             return
-        # Nobody else would go on with it.
-        lease = Now() + timedelta(seconds=load_conf().lease)
-        Rollout.objects.filter(pk=rollout.pk).update(foreground=True, lease_expires_at=lease)
         rollout.refresh_from_db()
         carry_out(self, rollout, executor=executor, output=format, verbosity=verbosity)
 
@@ -128,5 +127,40 @@ class Command(ServiceCommand):
 
     def _tell(self, rollout: Rollout) -> None:
         rollout.refresh_from_db()
-        state = RolloutState(rollout.state)
-        self.stdout.write(f"Rollout {rollout.pk} is {state}.")
+        self.stdout.write(f"Rollout {rollout.pk} is {_STANDS.get(rollout.state, rollout.state)}.")
+        if following := what_next(rollout):
+            self.stdout.write(following)
+
+
+_STANDS: Final[dict[str, str]] = {
+    RolloutState.PAUSING: "pausing: nothing more is started, and what is in flight goes on to its end",
+    RolloutState.CANCELING: "canceling: nothing more is started, and what is in flight is stopped",
+}
+
+
+def _cells(rollout: Rollout, row: Any) -> dict[str, Any]:
+    return {
+        **row,
+        "ended": row["progress"]["ended"],
+        "failed": row["runs"]["failed"] + row["runs"]["partial"],
+        "created_at": f"{rollout.created_at:%Y-%m-%d %H:%M}",
+    }
+
+
+def _wave_line(wave: Any) -> str:
+    runs = ", ".join(f"{count} {state}" for state, count in wave["runs"].items() if count)
+    return f"  Wave {wave['number']}{' (shared)' if wave['number'] == SHARED_WAVE else ''}: {runs}"
+
+
+def _speed(progress: Any) -> str:
+    left = "" if progress["eta_seconds"] is None else f"; {progress['eta_seconds']:.0f} s left at this speed"
+    return f"{progress['per_minute']:g} tenants a minute{left}"
+
+
+def _left_lines(rollout: Rollout) -> Iterator[str]:
+    """Who has not been migrated: so many by name."""
+    left = rollout.runs.filter(NOT_MIGRATED)
+    names = list(left.order_by("tenant_id").values_list("tenant_id", flat=True)[:SHOWN])
+    if names:
+        more = left.count() - len(names)
+        yield f"  Not migrated: {', '.join(names)}{f' and {more} more' if more else ''}"

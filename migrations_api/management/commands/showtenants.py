@@ -5,7 +5,7 @@ from django.core.management.base import CommandParser
 
 from migrations_api.management.base import ServiceCommand
 from migrations_api.management.tables import write_table
-from migrations_api.orchestrator.fleet import Standing, standings
+from migrations_api.orchestrator.fleet import Standing, TenantStatus, standings
 from tenants.models import Isolation, Tenant
 
 COLUMNS = ("tenant_id", "name", "isolation", "database", "database_name", "schema_name", "status", "applied", "pending")
@@ -24,7 +24,7 @@ class Command(ServiceCommand):
         if format == "json":
             self.write_json(rows)
         elif format == "csv":
-            writer = csv.DictWriter(self.stdout, [*COLUMNS, "unknown", "detail"])
+            writer = csv.DictWriter(self.stdout, [*COLUMNS, "unknown", "detail", "suspended"])
             writer.writeheader()
             writer.writerows({**row, "unknown": " ".join(row["unknown"])} for row in rows)
         elif rows:
@@ -35,9 +35,12 @@ class Command(ServiceCommand):
     def _write_table(self, rows: list[dict[str, Any]]) -> None:
         write_table(self.stdout, COLUMNS, [[str(row[column]) for column in COLUMNS] for row in rows])
         for row in rows:
-            if row["detail"] or row["unknown"]:
-                unknown = f"applied, but unknown to this code: {', '.join(row['unknown'])}" if row["unknown"] else ""
-                self.stdout.write(f"{row['tenant_id']}: {row['detail'] or unknown}")
+            unknown = f"applied, but unknown to this code: {', '.join(row['unknown'])}" if row["unknown"] else ""
+            held = "held: " if row["status"] == TenantStatus.HELD else ""
+            if remark := f"{held}{row['detail'] or unknown}":
+                self.stdout.write(f"{row['tenant_id']}: {remark}")
+            if row["suspended"]:
+                self.stdout.write(f"{row['tenant_id']}: suspended, rollouts leave it out")
 
 
 def _row(standing: Standing) -> dict[str, Any]:
@@ -54,4 +57,5 @@ def _row(standing: Standing) -> dict[str, Any]:
         "pending": standing.pending,
         "unknown": list(standing.unknown),
         "detail": standing.detail,
+        "suspended": tenant.suspended,
     }
