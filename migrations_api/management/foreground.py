@@ -136,7 +136,8 @@ def _reason_line(run: MigrationRun, result: str) -> str:
 
 def _tell_what_is_left(command: ServiceCommand, rollout: Rollout) -> None:
     for group in failure_groups(rollout):
-        command.stderr.write(failure_line(group))
+        if group["error_code"] not in LEFT_BEHIND:  # each of those has been told
+            command.stderr.write(failure_line(group))
     if created := newcomers(rollout):
         command.stderr.write(newcomers_line(created))
     if rollout.stop_reason:

@@ -28,12 +28,9 @@ from tenants.sessions import tenant_session
 
 logger = logging.getLogger(__name__)
 
+COORDINATED: Final = Q(rollout=None, requested_via=RequestedVia.API) | Q(rollout__foreground=False)
 # Somebody is there to do it: the coordinator, or the command that drives the rollout and lives.
-CARRIED_ON: Final = (
-    Q(rollout=None, requested_via=RequestedVia.API)
-    | Q(rollout__foreground=False)
-    | Q(rollout__foreground=True, rollout__lease_expires_at__gte=Now())
-)
+CARRIED_ON: Final = COORDINATED | Q(rollout__foreground=True, rollout__lease_expires_at__gte=Now())
 
 
 def settle_abandoned(tenant_ids: Collection[str] | None = None) -> None:

@@ -61,13 +61,14 @@ class _Step:
         if self.rollout.state != RolloutState.RUNNING:
             finish_if_done(self.rollout)
             return []
-        # Only failed ones are counted and only those in flight are read, however many tenants there are.
+        # Only failed ones are counted and only those in flight are read, however many tenants there are. In this order:
+        # one that fails in between counts as both, where the other way round it would count as neither.
+        in_flight = self.active.filter(Q(state__in=IN_FLIGHT_RUN_STATES) | Q(pk__in=self.held))
+        servers = list(in_flight.values_list("tenant__database", flat=True))
         failed = self.rollout.runs.filter(state__in=FAILED_RUN_STATES).count() - self.rollout.pardoned
         if self._stops_over(failed) or not self._has_open_wave():
             finish_if_done(self.rollout)
             return []
-        in_flight = self.active.filter(Q(state__in=IN_FLIGHT_RUN_STATES) | Q(pk__in=self.held))
-        servers = list(in_flight.values_list("tenant__database", flat=True))
         slots = self.strategy.slots(failed=failed, in_flight=len(servers), total=self.rollout.total, limit=limit)
         pending = self.active.filter(state=RunState.PENDING, wave__lte=self.rollout.open_wave)
         return _pick(

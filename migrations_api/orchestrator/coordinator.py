@@ -22,7 +22,7 @@ from django.db.models.functions import Now
 from migrations_api.dispatch.base import ShouldStop
 from migrations_api.models import Coordinator, MigrationRun, RequestedVia, Rollout
 from migrations_api.orchestrator import expiry, observations
-from migrations_api.orchestrator.abandoned import settle_abandoned
+from migrations_api.orchestrator.abandoned import COORDINATED, settle_abandoned
 from migrations_api.orchestrator.advance import advance
 from migrations_api.orchestrator.driver import POLL, carry_out, dispatcher_for, expire
 from migrations_api.orchestrator.event_log import log_event
@@ -258,8 +258,10 @@ def _lead(beat: Heartbeat, should_stop: ShouldStop) -> None:
 def ready_runs(limit: int, held: frozenset[int]) -> list[int]:
     """At most `limit` runs that the API asked for: single ones first, somebody waits for them; then those of rollouts.
 
-    Ends the rollouts that have nothing left to do.
+    What workers of an earlier leader are still doing takes up slots as well.
     """
+    elsewhere = MigrationRun.objects.in_flight().filter(COORDINATED, lease_expires_at__gte=Now())
+    limit = max(0, limit - elsewhere.exclude(pk__in=held).count())
     asked = MigrationRun.objects.filter(rollout=None, requested_via=RequestedVia.API, state=RunState.PENDING)
     ready = list(asked.exclude(pk__in=held).order_by("pk").values_list("pk", flat=True)[:limit])
     lease = load_conf().lease

@@ -21,7 +21,9 @@ def lock_rollout(run: MigrationRun) -> Rollout | None:
 
     Before the run's own row, as everybody who takes both: of two last runs that end at once, one then sees the other.
     """
-    return Rollout.objects.select_for_update(no_key=True).filter(pk=run.rollout_id).first()
+    if run.rollout_id is None:
+        return None
+    return Rollout.objects.select_for_update(no_key=True).get(pk=run.rollout_id)
 
 
 def finish_if_done(rollout: Rollout) -> None:

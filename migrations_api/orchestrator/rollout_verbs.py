@@ -57,8 +57,6 @@ def resume(rollout: Rollout) -> None:
             stop_reason="",
             progress_at=Now(),
             started_at=Coalesce("started_at", Now()),
-            # The command that drove it ended when it was paused; one that is still pausing goes on.
-            foreground=locked.foreground and locked.state != RolloutState.PAUSED,
         )
 
 

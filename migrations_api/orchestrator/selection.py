@@ -75,10 +75,6 @@ class Selector:
             raise InvalidOptions("tenant_ids is empty; leave it out to select by the rest.")
         if self.sample is not None and self.sample.is_nothing:
             raise InvalidOptions("A sample has at least one tenant.")
-        if self.sample is not None and self.sample.is_nothing:
-            raise InvalidOptions("sample is at least 1, or more than 0%.")
-        if self.sample is not None and self.sample.is_nothing:
-            raise InvalidOptions("sample is at least 1, or more than 0%.")
         if self.seed is not None and self.sample is None:
             raise InvalidOptions("A seed is for a sample, and none is asked for.")
 
@@ -169,6 +165,9 @@ def created_meanwhile(rollout: Rollout) -> QuerySet[Tenant]:
     if selector.as_dict().keys() - {"exclude", "labels", "isolation"}:
         return Tenant.objects.none()  # what was chosen by name, by standing or by lot is not joined by others
     tenants = _fitting(selector).filter(created_at__gt=rollout.created_at - SLACK)
+    if rollout.app_label:
+        # It may be an app that only some kinds of tenants have.
+        tenants = tenants.filter(isolation__in=rollout.runs.values("tenant__isolation"))
     if rollout.finished_at is not None:
         tenants = tenants.filter(created_at__lte=rollout.finished_at)
     return tenants.exclude(pk__in=rollout.runs.values("tenant")).order_by("pk")

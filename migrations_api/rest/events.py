@@ -126,7 +126,7 @@ class RunWatcher:
         """One small query; two more when something has changed."""
         steps = Count("steps", filter=~Q(steps__state=StepState.PENDING))
         ended = Count("steps", filter=~Q(steps__state__in=[StepState.PENDING, StepState.RUNNING]))
-        shown = ("state", "attempt", "cancel_requested", "waiting_cause", "plan_digest")
+        shown = ("state", "attempt", "cancel_requested", "interrupt_requested", "waiting_cause", "plan_digest")
         glance = self._rows.annotate(steps_begun=steps, steps_ended=ended).values_list(
             *shown, "steps_begun", "steps_ended"
         )

@@ -89,10 +89,7 @@ class SecondsField(serializers.FloatField):
     def to_internal_value(self, data: Any) -> float:
         if isinstance(data, bool | str):
             self.fail("invalid")
-        try:
-            return super().to_internal_value(data)
-        except OverflowError:
-            self.fail("invalid")
+        return super().to_internal_value(data)
 
 
 class ParsedField(serializers.Field[Any, Any, Any, Any]):

@@ -3,8 +3,8 @@ from typing import Any, Final
 
 from django.core.management.base import CommandError, CommandParser
 
-from migrations_api.exceptions import UnknownRollout
-from migrations_api.management.base import ServiceCommand, failed, positive, reason, tenant_id, user
+from migrations_api.exceptions import InvalidTransition, UnknownRollout
+from migrations_api.management.base import ServiceCommand, failed, positive, reason, tenant_id, try_again_later, user
 from migrations_api.management.foreground import carry_out, failure_line, newcomers_line, what_next
 from migrations_api.management.tables import write_table
 from migrations_api.models import MigrationRun, RequestedVia, Rollout
@@ -15,7 +15,7 @@ from migrations_api.orchestrator.reports import failure_groups, reports
 from migrations_api.orchestrator.rollout_verbs import is_abandoned
 from migrations_api.orchestrator.selection import SHARED_WAVE
 from migrations_api.serializers.rollouts import RolloutDetailSerializer, RolloutSerializer
-from migrations_api.states import RolloutState
+from migrations_api.states import ACTIVE_ROLLOUT_STATES, RolloutState
 from tenants.conf import load_conf
 
 SHOWN: Final = 20
@@ -53,7 +53,7 @@ class Command(ServiceCommand):
         if name == "cancel":
             action.add_argument("--interrupt", action="store_true", help="Cancel the statements in flight as well.")
         if name in {"pause", "skip"}:
-            action.add_argument("--reason", default="", type=reason, required=name == "skip")
+            action.add_argument("--reason", type=reason, required=name == "skip")
         if name == "skip":
             action.add_argument("--tenant-id", required=True, type=tenant_id)
 
@@ -94,8 +94,8 @@ class Command(ServiceCommand):
             lines.append(f"  {newcomers_line(data['newcomers'])}")
         self.stdout.write("\n".join([*lines, *filter(None, [what_next(rollout)])]))
 
-    def pause(self, rollout: Rollout, *, reason: str, **options: Any) -> None:
-        rollout_verbs.pause(rollout, reason=f"Paused by {user()}{': ' if reason else '.'}{reason}")
+    def pause(self, rollout: Rollout, *, reason: str | None, **options: Any) -> None:
+        rollout_verbs.pause(rollout, reason=f"Paused by {user()}{f': {reason}' if reason else '.'}")
         self._tell(rollout)
 
     def resume(self, rollout: Rollout, *, format: str, executor: str, verbosity: int, **options: Any) -> None:  # noqa: A002
@@ -115,7 +115,11 @@ class Command(ServiceCommand):
         self._tell(rollout)
 
     def retry(self, rollout: Rollout, *, format: str, executor: str, verbosity: int, **options: Any) -> None:  # noqa: A002
-        again = rollout_verbs.retry_rollout(rollout, by=user(), via=RequestedVia.COMMAND)
+        try:
+            again = rollout_verbs.retry_rollout(rollout, by=user(), via=RequestedVia.COMMAND)
+        except InvalidTransition as error:
+            hint = f"\n{try_again_later()}" if rollout.foreground and rollout.state in ACTIVE_ROLLOUT_STATES else ""
+            raise failed(error.code, f"{error.message}{hint}") from error
         carry_out(self, again, executor=executor, output=format, verbosity=verbosity)
 
     def skip(self, rollout: Rollout, *, tenant_id: str, reason: str, **options: Any) -> None:

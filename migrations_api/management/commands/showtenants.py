@@ -40,7 +40,7 @@ class Command(ServiceCommand):
             if remark := f"{held}{row['detail'] or unknown}":
                 self.stdout.write(f"{row['tenant_id']}: {remark}")
             if row["suspended"]:
-                self.stdout.write(f"{row['tenant_id']}: suspended, rollouts leave it out")
+                self.stdout.write(f"{row['tenant_id']}: suspended: rollouts leave it out")
 
 
 def _row(standing: Standing) -> dict[str, Any]:

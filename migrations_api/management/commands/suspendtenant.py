@@ -16,4 +16,6 @@ class Command(ServiceCommand):
 
     def handle(self, *, tenant_id: str, undo: bool, **options: Any) -> None:
         suspend(get_tenant(tenant_id), suspended=not undo)
-        self.stdout.write(f"Tenant '{tenant_id}' is {'no longer suspended' if undo else 'suspended'}.")
+        again = f"Undo it with: manage.py suspendtenant --tenant-id={tenant_id} --undo"
+        now = "no longer suspended." if undo else f"suspended: rollouts leave it out. {again}"
+        self.stdout.write(f"Tenant '{tenant_id}' is {now}")
