@@ -15,9 +15,13 @@ serve: $(VENV)/installed
 	$(RUN) manage.py migrate --verbosity=0
 	$(RUN) manage.py serve --port=$(PORT)
 
-test: lint $(NODE_MODULES)/installed
-	$(RUN) -m pytest
+# A process for each core, up to what the embedded server has connections for; one that is done takes over from another.
+IN_PARALLEL = -n auto --maxprocesses=8 --dist=worksteal
 
+test: lint $(NODE_MODULES)/installed
+	$(RUN) -m pytest $(IN_PARALLEL)
+
+# In one process, the only one that is measured.
 coverage: $(NODE_MODULES)/installed
 	$(RUN) -m coverage run -m pytest
 	$(RUN) -m coverage report

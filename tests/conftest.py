@@ -22,6 +22,11 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 
 @pytest.fixture(scope="session")
+def django_db_modify_db_settings() -> None:
+    """The control plane's name stays as it is: a worker of pytest-xdist has a suffix already."""
+
+
+@pytest.fixture(scope="session")
 def django_db_setup(django_db_setup: None, django_db_blocker: Any) -> Iterator[None]:
     """The server `shop` beside the control plane, and nothing left behind on either."""
     server = catalog.dsn({**settings.DATABASES["default"], "NAME": "postgres"})

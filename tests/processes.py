@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,19 @@ Process = subprocess.Popen[str]
 def processes(folder: Path) -> Iterator[Callable[..., Process]]:
     """A function that starts `manage.py` with arguments, broken migrations by app, and settings of TENANT_MIGRATIONS.
 
-    What it started and what still runs at the end is killed. Their output goes to `<folder>/<number>.log`.
+    `program` is what Python runs instead of manage.py. What it started and what still runs at the end is killed. Their
+    output goes to `<folder>/<number>.log`.
     """
     started: list[Process] = []
 
-    def start(*arguments: str, broken: dict[str, str] | None = None, **conf: Any) -> Process:
+    def start(
+        *arguments: str,
+        program: Sequence[str] = ("manage.py",),
+        broken: dict[str, str] | None = None,
+        environment: Mapping[str, str] | None = None,
+        own_session: bool = False,
+        **conf: Any,
+    ) -> Process:
         packages = {app: f"tests.broken.{package}" for app, package in (broken or {}).items()}
         module = f"chosen_{len(started)}"
         (folder / f"{module}.py").write_text(
@@ -35,7 +43,7 @@ def processes(folder: Path) -> Iterator[Callable[..., Process]]:
         )
         with (folder / f"{len(started)}.log").open("w") as log:
             process = subprocess.Popen(
-                [sys.executable, "manage.py", *arguments],
+                [sys.executable, *program, *arguments],
                 cwd=ROOT,
                 env={
                     **os.environ,
@@ -43,7 +51,9 @@ def processes(folder: Path) -> Iterator[Callable[..., Process]]:
                     "TEST_RUN": configured.SUFFIX,
                     "DJANGO_SETTINGS_MODULE": module,
                     "PYTHONPATH": str(folder),
+                    **(environment or {}),
                 },
+                start_new_session=own_session,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -69,8 +79,8 @@ def output(process: Process) -> str:
     return Path(process.log).read_text()  # type: ignore[attr-defined]
 
 
-def wait_until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + GIVE_UP
+def wait_until(condition: Callable[[], object], *, give_up: float = GIVE_UP) -> None:
+    deadline = time.monotonic() + give_up
     while not condition():
         assert time.monotonic() < deadline, "it never came about"
         time.sleep(0.02)

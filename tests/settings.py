@@ -1,6 +1,7 @@
 """The service's settings on the server of DATABASE_URL, or on an embedded one that lives as long as the test run.
 
-Whatever a run creates carries its suffix, so that a given server keeps what it had and runs do not meet.
+Whatever a run creates carries its suffix, so that a given server keeps what it had and runs do not meet. The workers of
+pytest-xdist are runs on the one server of the process that started them.
 """
 
 import os
@@ -9,7 +10,8 @@ from pathlib import Path
 from service.embedded_postgres import EmbeddedPostgres, sweep
 
 _var = Path(__file__).resolve().parent.parent / "var"
-SUFFIX = os.environ.setdefault("TEST_RUN", f"t{os.getpid()}")
+# Not put into the environment, from which each worker of pytest-xdist would have it.
+SUFFIX = os.environ.get("TEST_RUN") or f"t{os.getpid()}"
 TEST_SERVER = None
 if not os.environ.get("DATABASE_URL"):
     sweep(_var, "test-postgres-")

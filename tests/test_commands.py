@@ -92,8 +92,17 @@ def closed_gate() -> Iterator[None]:
 
 def sessions() -> int:
     """How many sessions stand before the gate."""
-    statement = "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query LIKE 'DO %%try_advisory_xact%%'"
+    statement = (
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
+        " AND state = 'active' AND query LIKE 'DO %%try_advisory_xact%%'"
+    )
     return int(catalog.query(shop(), statement, [])[0][0])
+
+
+def wait_for_round() -> None:
+    """Until the driver renews the lease of its rollout, as it does once in each round."""
+    before = Rollout.objects.get().lease_expires_at
+    wait_until(lambda: Rollout.objects.get().lease_expires_at != before)
 
 
 def wait_for_stop(process: "subprocess.Popen[str]") -> str:
@@ -165,7 +174,11 @@ def test_some_failed__is_exit_3_and_pipes_get_no_control_characters(
     assert code == 3
     assert "✓ Tenant 'acme' migrated successfully." in out
     assert "✗ Migrations failed for tenant 'globex': orders.0003_channel: " in out
-    assert err == "CommandError: 1 of 2 tenants was not migrated.\n"
+    assert err == (
+        "1 × ValueError in orders.0003_channel\n"
+        f"For those that were not migrated: manage.py rollout retry {Rollout.objects.get().pk}\n"
+        "CommandError: 1 of 2 tenants was not migrated.\n"
+    )
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", out + err)
 
 
@@ -216,7 +229,9 @@ def test_stop__of_a_rollout_tells_stopped_from_not_started(
         wait_for_stop(process)
         if executor == "parallel":
             wait_until(lambda: Rollout.objects.get().state == "canceling")
-            time.sleep(0.3)  # until the workers have been told
+            # The round that cancels the rollout may begin just after its state was read; the workers are told in it.
+            wait_for_round()
+            wait_for_round()
 
     code, out, err = ended(process)
 
@@ -228,9 +243,13 @@ def test_stop__of_a_rollout_tells_stopped_from_not_started(
         f"  Total: 0 tenants migrated, 0 unchanged, 0 failed, 0 skipped, {3 - busy} not started, "
         f"{busy} stopped half-way\n"
     )
-    assert err == "CommandError: 3 of 3 tenants were not migrated.\n"
+    rollout = Rollout.objects.get()
+    assert err == (
+        f"For those that were not migrated: manage.py rollout retry {rollout.pk}\n"
+        "CommandError: 3 of 3 tenants were not migrated.\n"
+    )
+    assert rollout.state == "canceled"
     assert set(MigrationRun.objects.values_list("state", flat=True)) == {"canceled"}
-    assert Rollout.objects.get().state == "canceled"
     assert all(("orders", "0003_gate") in applied(name) for name in tenants[:busy])
     assert all(("orders", "0004_note") not in applied(name) for name in tenants[:busy])
     assert all(catalog.tables(shop(), f"public_{name}") == set() for name in tenants[busy:])
@@ -333,7 +352,10 @@ def test_question__that_is_interrupted_shows_no_traceback(start: Any, make_tenan
     with catalog.cursor({**shop(), "options": "-c lock_timeout=0"}) as other:
         other.execute(f"BEGIN; LOCK TABLE {tenant.schema_name}.django_migrations IN ACCESS EXCLUSIVE MODE")
         process = start("showtenants")
-        waiting = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%%django_migrations%%'"
+        waiting = (
+            "SELECT 1 FROM pg_stat_activity WHERE datname = current_database()"
+            " AND wait_event_type = 'Lock' AND query LIKE '%%django_migrations%%'"
+        )
         wait_until(lambda: catalog.query(shop(), waiting, []))
         process.send_signal(signal.SIGINT)
         code, out, err = ended(process)

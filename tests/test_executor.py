@@ -111,9 +111,11 @@ def nothing_when_recorded(tenant: Tenant) -> None:
 
 
 def advisory_locks(tenant: Tenant) -> int:
-    return int(
-        catalog.query(catalog.tenant_dsn(tenant), "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'")[0][0]
+    statement = (
+        "SELECT count(*) FROM pg_locks l JOIN pg_database d ON d.oid = l.database"
+        " WHERE l.locktype = 'advisory' AND d.datname = current_database()"
     )
+    return int(catalog.query(catalog.tenant_dsn(tenant), statement)[0][0])
 
 
 def test_execute__tells_each_step_in_the_order_of_the_plan(tenant: Tenant) -> None:
