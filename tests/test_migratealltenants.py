@@ -85,7 +85,12 @@ def test_migratealltenants__counts_each_kind_apart(
         "  - lost - skipped\n"
         "  Total: 1 tenant migrated, 1 unchanged, 1 failed, 1 skipped, 0 not started\n"
     )
-    assert (result.code, result.err) == (3, "CommandError: 1 of 4 tenants was not migrated.\n")
+    assert result.code == 3
+    assert result.err == (
+        "1 × ValueError in orders.0003_channel\n"
+        f"For those that were not migrated: manage.py rollout retry {Rollout.objects.get().pk}\n"
+        "CommandError: 1 of 4 tenants was not migrated.\n"
+    )
 
 
 def test_no_tenants__is_nothing_to_do(plane: None) -> None:
@@ -180,7 +185,13 @@ def test_on_error_fail__starts_nothing_more(fleet: list[Tenant], broken: Callabl
         "  - initech - not started\n"
         "  Total: 1 tenant migrated, 0 unchanged, 1 failed, 0 skipped, 1 not started\n"
     )
-    assert result.err == "CommandError: 2 of 3 tenants were not migrated.\n"
+    rollout = Rollout.objects.get()
+    assert result.err == (
+        "1 × ValueError in orders.0003_channel\n"
+        f"Rollout {rollout.pk} was stopped: 1 of 3 tenants failed; 0 may.\n"
+        f"For those that were not migrated: manage.py rollout retry {rollout.pk}\n"
+        "CommandError: 2 of 3 tenants were not migrated.\n"
+    )
 
 
 def test_parallel__prints_each_tenant_in_one_piece(fleet: list[Tenant]) -> None:
@@ -193,12 +204,20 @@ def test_parallel__prints_each_tenant_in_one_piece(fleet: list[Tenant]) -> None:
     assert (result.code, result.err) == (0, "")
 
 
-@pytest.mark.parametrize("value", ["0", "-1", "two", "1.5", "", "٣"])
-def test_max_concurrency__is_a_whole_number_above_0(plane: None, value: str) -> None:
+@pytest.mark.parametrize("value", ["-1", "two", "1.5", "", "٣"])
+def test_max_concurrency__is_a_number_or_a_percentage(plane: None, value: str) -> None:
     result = manage("migratealltenants", f"--max-concurrency={value}")
 
     assert result.code == 2
-    assert "is not a whole number above 0" in result.err
+    expected = f"{value!r} is neither a number of tenants, such as 5, nor a percentage, such as 10%."
+    assert f"argument --max-concurrency: {expected}\n" in result.err
+
+
+@pytest.mark.parametrize("value", ["0", "0%"])
+def test_max_concurrency__is_above_0(plane: None, value: str) -> None:
+    result = manage("migratealltenants", f"--max-concurrency={value}")
+
+    assert (result.code, result.err) == (2, "CommandError: max_concurrency is at least 1, or more than 0%.\n")
 
 
 @pytest.mark.parametrize("option", ["--executor=threads", "--on-error=ignore", "--isolation-type=row", "--format=xml"])

@@ -76,6 +76,7 @@ def test_csv__quotes_what_needs_it(make_tenant: Callable[..., Tenant]) -> None:
         "pending": "15",
         "unknown": "",
         "detail": "",
+        "suspended": "False",
     }
 
 

@@ -46,7 +46,11 @@ def carry_out(command: ServiceCommand, rollout: Rollout, *, executor: str, outpu
         live=executor == "sequential",
         continues=strategy.allowed_failures(rollout.total) is None,
     )
-    shown = nullcontext(without_bar(make, command.stdout)) if quiet else with_bar(make, command.stdout, rollout.total)
+    shown = (
+        nullcontext(without_bar(make, command.stdout))
+        if quiet
+        else with_bar(make, command.stdout, rollout.runs.active().count())
+    )
     with graceful_stop(command.stderr.write) as should_stop, shown as (presenter, emit):
         rollout = drive(
             rollout,

@@ -16,28 +16,50 @@ from tenants.models import Isolation
 
 def add_selector_arguments(parser: CommandParser) -> None:
     group = parser.add_argument_group("which tenants", "Those that fit everything given; otherwise all.")
-    group.add_argument("--tenant-id", action="append", type=tenant_id, metavar="ID", help="This one; repeatable.")
     group.add_argument(
-        "--exclude", action="append", type=tenant_id, metavar="ID", help="Not this one; may be repeated."
+        "--tenant-id", action="append", type=tenant_id, metavar="ID", help="Only this tenant; may be repeated."
     )
     group.add_argument(
-        "--label", action="append", type=label, metavar="KEY=VALUE", help="With this label, and all others."
+        "--exclude", action="append", type=tenant_id, metavar="ID", help="Not this tenant; may be repeated."
+    )
+    group.add_argument(
+        "--label",
+        action="append",
+        type=label,
+        metavar="KEY=VALUE",
+        help="Only tenants with this label; repeated, with all of them.",
     )
     group.add_argument("--isolation-type", choices=Isolation.values, help="Only tenants of this kind.")
-    group.add_argument("--status", action="append", choices=list(TenantStatus), help="Only those that stand there now.")
-    group.add_argument("--failed-in", type=positive, metavar="ROLLOUT", help="Those that failed in that rollout.")
-    group.add_argument("--unfinished-in", type=positive, metavar="ROLLOUT", help="Those that it has not migrated.")
-    group.add_argument("--shard", type=_parsed(Shard.parse), metavar="K/N", help="One of N parts, the same each time.")
+    group.add_argument(
+        "--status", action="append", choices=list(TenantStatus), help="Only tenants that stand there; may be repeated."
+    )
+    group.add_argument("--failed-in", type=positive, metavar="ROLLOUT", help="Only tenants that failed in that one.")
+    group.add_argument(
+        "--unfinished-in", type=positive, metavar="ROLLOUT", help="Only tenants that that one has not migrated."
+    )
+    group.add_argument(
+        "--shard", type=_parsed(Shard.parse), metavar="K/N", help="The Kth of N parts, the same tenants each time."
+    )
     group.add_argument("--sample", type=amount, metavar="N|P%", help="So many of them, chosen by lot.")
-    group.add_argument("--seed", type=int, metavar="N", help="Of the lot.")
+    group.add_argument("--seed", type=int, metavar="N", help="Choose the same ones by lot as with this seed before.")
 
 
 def add_strategy_arguments(parser: CommandParser) -> None:
     group = parser.add_argument_group("how", "Percentages are of all the tenants of the rollout.")
     group.add_argument("--max-concurrency", type=amount, metavar="N|P%", help="At most so many tenants in flight.")
     group.add_argument("--max-per-database", type=positive, metavar="N", help="And so many on one database server.")
-    group.add_argument("--max-failures", type=amount, metavar="N|P%", help="Start no more when more have failed.")
-    group.add_argument("--failure-mode", choices=list(FailureMode), default=FailureMode.SOFT)
+    group.add_argument(
+        "--max-failures",
+        type=amount,
+        metavar="N|P%",
+        help="Start no more once more than so many have failed; 0 stops after the first.",
+    )
+    group.add_argument(
+        "--failure-mode",
+        choices=list(FailureMode),
+        default=FailureMode.SOFT,
+        help="With strict, never more in flight than may still fail.",
+    )
     group.add_argument(
         "--on-error",
         choices=list(OnError),
@@ -45,13 +67,29 @@ def add_strategy_arguments(parser: CommandParser) -> None:
         help="What too many failures mean for tenants not yet started; with continue there are never too many, unless "
         "--max-failures says so.",
     )
-    group.add_argument("--canary", type=wave, metavar="N|P%|KEY=VALUE", help="The first wave.")
     group.add_argument(
-        "--wave", action="append", type=wave, metavar="N|P%|KEY=VALUE", help="The next; may be repeated."
+        "--canary", type=wave, metavar="N|P%|KEY=VALUE", help="The first wave: so many, or those with it."
     )
-    group.add_argument("--bake-time", type=_seconds, default=0.0, metavar="SECONDS", help="Wait between two waves.")
-    group.add_argument("--promotion", choices=list(Promotion), default=Promotion.AUTO, help="What opens the next wave.")
-    group.add_argument("--progress-deadline", type=_deadline, metavar="SECONDS", help="Some tenant has to end in it.")
+    group.add_argument(
+        "--wave",
+        action="append",
+        type=wave,
+        metavar="N|P%|KEY=VALUE",
+        help="The next wave; repeatable. The last is the rest.",
+    )
+    group.add_argument("--bake-time", type=_seconds, default=0.0, metavar="SECONDS", help="Wait so long between waves.")
+    group.add_argument(
+        "--promotion",
+        choices=list(Promotion),
+        default=Promotion.AUTO,
+        help="With manual, the next wave waits for `rollout promote`.",
+    )
+    group.add_argument(
+        "--progress-deadline",
+        type=_deadline,
+        metavar="SECONDS",
+        help="Start no more when no tenant has ended for so long.",
+    )
 
 
 def selector_of(options: dict[str, Any]) -> Selector:

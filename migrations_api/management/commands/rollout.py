@@ -53,7 +53,7 @@ class Command(ServiceCommand):
         if name == "cancel":
             action.add_argument("--interrupt", action="store_true", help="Cancel the statements in flight as well.")
         if name in {"pause", "skip"}:
-            action.add_argument("--reason", type=reason, required=name == "skip")
+            action.add_argument("--reason", type=reason, required=name == "skip", help="Shown to whoever asks.")
         if name == "skip":
             action.add_argument("--tenant-id", required=True, type=tenant_id)
 
