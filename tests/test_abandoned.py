@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from contextlib import closing
 from datetime import timedelta
 from typing import Any
 
@@ -6,13 +7,15 @@ import pytest
 from django.db.models.functions import Now
 
 from migrations_api.executor.lock import lock_key
-from migrations_api.models import MigrationRun, Rollout, RunStep
+from migrations_api.models import MigrationRun, Rollout, RunStep, TenantObservation
 from migrations_api.orchestrator.abandoned import settle_abandoned
 from migrations_api.orchestrator.advance import advance
 from migrations_api.orchestrator.heartbeat import heartbeat
 from migrations_api.orchestrator.recorder import Recorder
 from migrations_api.orchestrator.requests import Request, request_rollout, request_run
+from migrations_api.orchestrator.rollout_verbs import cancel_rollout, pause
 from migrations_api.orchestrator.sources import source_for
+from migrations_api.orchestrator.verbs import cancel_run
 from migrations_api.orchestrator.work import work
 from migrations_api.plan import Plan, Target, make_plan
 from tenants.conf import load_conf
@@ -41,6 +44,11 @@ def applied(tenant: Tenant) -> frozenset[tuple[str, str]]:
 def abandon(tenant: Tenant, target: Target, *, in_step: bool) -> tuple[MigrationRun, Plan]:
     """A run whose worker died before its first step, or in it, and whose lease has run out."""
     run = request_run(tenant, Request(target=target))
+    return run, lose_worker(run, target, in_step=in_step)
+
+
+def lose_worker(run: MigrationRun, target: Target, *, in_step: bool) -> Plan:
+    tenant = run.tenant
     claimed = MigrationRun.objects.claim(run.pk, lease=30)
     assert claimed is not None
     recorder = Recorder(claimed, emit=lambda event: None, should_stop=never)
@@ -49,7 +57,7 @@ def abandon(tenant: Tenant, target: Target, *, in_step: bool) -> tuple[Migration
     if in_step:
         recorder.step_started(plan.steps[0])
     expire(run)
-    return run, plan
+    return plan
 
 
 def expire(run: MigrationRun) -> None:
@@ -272,3 +280,174 @@ def test_settle__waits_while_the_migrations_cannot_be_loaded(make_tenant: MakeTe
     run, _ = abandon(make_tenant(), USERS, in_step=True)
     broken(orders="does_not_exist")
     assert settle(run).state == "running"
+
+
+def of_the_api(tenant: Tenant) -> MigrationRun:
+    return request_run(tenant, Request(target=USERS, via="api"))
+
+
+def of_a_rollout(tenant: Tenant) -> MigrationRun:
+    request = Request(target=USERS, via="api")
+    return start(request_rollout([tenant], request))
+
+
+def of_a_living_command(tenant: Tenant) -> MigrationRun:
+    return start(request_rollout([tenant], Request(target=USERS)))
+
+
+def of_a_dead_command(tenant: Tenant) -> MigrationRun:
+    run = of_a_living_command(tenant)
+    Rollout.objects.filter(runs=run).update(lease_expires_at=Now() - timedelta(seconds=1))
+    return run
+
+
+def of_a_command_for_one(tenant: Tenant) -> MigrationRun:
+    return request_run(tenant, Request(target=USERS))
+
+
+def start(rollout: Rollout) -> MigrationRun:
+    advance(rollout, limit=1, lease=30)
+    return rollout.runs.get()
+
+
+Make = Callable[[Tenant], MigrationRun]
+CARRIED_ON = [of_the_api, of_a_rollout, of_a_living_command]
+NOBODYS = [of_a_dead_command, of_a_command_for_one]
+
+
+@pytest.mark.parametrize("in_step", [False, True], ids=["before-a-step", "in-a-step"])
+@pytest.mark.parametrize("make", CARRIED_ON)
+def test_requeue__a_run_that_somebody_carries_on_with_is_pending_again(
+    make_tenant: MakeTenant, make: Make, in_step: bool
+) -> None:
+    tenant = make_tenant()
+    migrate(tenant, "users", "0001")
+    run = make(tenant)
+    lose_worker(run, USERS, in_step=in_step)
+    settle(run)
+    assert (run.state, run.attempt, run.lease_expires_at, run.finished_at) == ("pending", 1, None, None)
+    assert (run.error_code, run.message, run.waiting_cause) == ("", "", "")
+    late = MigrationRun.objects.select_related("tenant").get(pk=run.pk)
+    work(run.pk, emit=lambda event: None, should_stop=never)
+    run.refresh_from_db()
+    assert (run.state, run.attempt) == ("succeeded", 2)
+    assert set(run.steps.values_list("state", flat=True)) == {"done"}
+    # The worker that was lost, should it wake up, is too late.
+    Recorder(late, emit=lambda event: None, should_stop=never).finish("fail")
+    run.refresh_from_db()
+    assert run.state == "succeeded"
+
+
+@pytest.mark.parametrize("make", NOBODYS)
+def test_requeue__where_nobody_is_left_the_run_has_failed(make_tenant: MakeTenant, make: Make) -> None:
+    run = make(make_tenant())
+    lose_worker(run, USERS, in_step=True)
+    settle(run)
+    assert (run.state, run.error_code, run.failed_step) == ("failed", "worker_lost", "users.0001_initial")
+
+
+@pytest.mark.parametrize("make", CARRIED_ON)
+def test_requeue__not_after_the_last_attempt(make_tenant: MakeTenant, settings: Any, make: Make) -> None:
+    settings.TENANT_MIGRATIONS = {**settings.TENANT_MIGRATIONS, "attempts": 2}
+    run = make(make_tenant())
+    for expected in ("pending", "failed"):
+        lose_worker(run, USERS, in_step=True)
+        assert settle(run).state == expected
+    assert run.error_code == "worker_lost"
+
+
+@pytest.mark.parametrize("make", [*CARRIED_ON, *NOBODYS])
+def test_requeue__not_what_was_to_be_canceled(make_tenant: MakeTenant, make: Make) -> None:
+    run = make(make_tenant())
+    lose_worker(run, USERS, in_step=True)
+    cancel_run(run)
+    assert settle(run).state == "canceled"
+    assert run.finished_at is not None
+
+
+@pytest.mark.parametrize("make", CARRIED_ON)
+def test_requeue__not_what_stands_between_two_migrations(make_tenant: MakeTenant, make: Make) -> None:
+    tenant = make_tenant()
+    migrate(tenant, "orders", "0003")
+    run = make(tenant)
+    MigrationRun.objects.filter(pk=run.pk).update(app_label="orders")
+    lose_worker(run, Target(app_label="orders"), in_step=True)
+    settle(run)
+    assert (run.state, run.failed_step) == ("partial", "orders.0004_status_index")
+    # What is to be canceled is no less half done.
+    MigrationRun.objects.filter(pk=run.pk).update(state="running", attempt=1, cancel_requested=True)
+    run.steps.filter(position=1).update(state="running")
+    expire(run)
+    assert settle(run).state == "partial"
+
+
+@pytest.mark.parametrize(
+    ("make", "cancel_requested", "state"),
+    [
+        *[(make, False, "pending") for make in CARRIED_ON],
+        *[(make, False, "canceled") for make in NOBODYS],
+        *[(make, True, "canceled") for make in [*CARRIED_ON, *NOBODYS]],
+    ],
+)
+def test_requeue__of_a_worker_that_was_lost_while_it_waited(
+    make_tenant: MakeTenant, make: Make, cancel_requested: bool, state: str
+) -> None:
+    run = make(make_tenant())
+    MigrationRun.objects.claim(run.pk, lease=30)
+    MigrationRun.objects.filter(pk=run.pk).transition("wait", cancel_requested=cancel_requested, waiting_cause="locked")
+    assert settle(run).state == "waiting"
+    expire(run)
+    assert settle(run).state == state
+    assert run.lease_expires_at is None
+
+
+def test_requeue__stores_where_the_tenant_stands(make_tenant: MakeTenant) -> None:
+    tenant = make_tenant()
+    run = of_the_api(tenant)
+    plan = lose_worker(run, USERS, in_step=True)
+    MigrationRun.objects.filter(pk=run.pk).update(state="canceled")
+    migrate(tenant, "users", "0001")
+    TenantObservation.objects.all().delete()
+    MigrationRun.objects.filter(pk=run.pk).update(state="running")
+    assert (settle(run).state, first_step(run).state) == ("pending", "done")
+    seen = TenantObservation.objects.get(pk=tenant.pk)
+    assert seen.applied is not None
+    assert seen.applied.keys == {("users", "0001_initial")}
+    work(run.pk, emit=lambda event: None, should_stop=never)
+    assert [(str(step), step.state) for step in run.steps.all()] == [(str(step), "done") for step in plan.steps]
+
+
+def test_requeue__in_a_rollout_that_is_paused_meanwhile(make_tenant: MakeTenant) -> None:
+    run = of_a_rollout(make_tenant())
+    lose_worker(run, USERS, in_step=True)
+    rollout = Rollout.objects.get()
+    pause(rollout, reason="lunch")
+    assert settle(run).state == "pending"
+    advance(rollout, limit=1, lease=30)
+    rollout.refresh_from_db()
+    assert rollout.state == "paused"
+    assert MigrationRun.objects.claim(run.pk, lease=30) is None
+
+
+def test_requeue__not_in_a_rollout_that_is_canceled_meanwhile(make_tenant: MakeTenant) -> None:
+    run = of_a_rollout(make_tenant())
+    lose_worker(run, USERS, in_step=True)
+    cancel_rollout(Rollout.objects.get())
+    assert settle(run).state == "canceled"
+    advance(Rollout.objects.get(), limit=1, lease=30)
+    assert Rollout.objects.get().state == "canceled"
+
+
+def test_transient__a_step_that_is_not_atomic_is_not_tried_again_by_itself(
+    make_tenant: MakeTenant, settings: Any
+) -> None:
+    settings.TENANT_MIGRATIONS = {**settings.TENANT_MIGRATIONS, "lock_timeout": 0.1, "attempts": 3}
+    tenant = make_tenant()
+    migrate(tenant, "orders", "0003")
+    run = request_run(tenant, Request(target=Target(app_label="orders", migration_name="0004"), via="api"))
+    with closing(catalog.psycopg2.connect(**catalog.tenant_dsn(tenant))) as other:
+        other.cursor().execute("LOCK TABLE public_acme.orders_order IN ACCESS EXCLUSIVE MODE")
+        work(run.pk, emit=lambda event: None, should_stop=never)
+    run.refresh_from_db()
+    assert (run.attempt, run.sqlstate, run.failed_step) == (1, "55P03", "orders.0004_status_index")
+    assert run.state in {"failed", "partial"}

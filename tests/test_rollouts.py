@@ -2,7 +2,7 @@ import os
 import signal
 from collections.abc import Callable
 from datetime import timedelta
-from multiprocessing import active_children
+from multiprocessing import Pipe, active_children
 from typing import Any
 
 import psycopg2
@@ -11,7 +11,7 @@ from django.db.models.functions import Now
 from psycopg2 import sql
 
 from migrations_api import exceptions
-from migrations_api.dispatch.parallel import ParallelDispatcher
+from migrations_api.dispatch.parallel import ParallelDispatcher, _next
 from migrations_api.events import Event, RunEnded, RunStarted, StepStarted
 from migrations_api.executor import Options
 from migrations_api.models import MigrationRun, Rollout
@@ -343,3 +343,11 @@ def test_parallel__a_worker_that_died_while_idle_is_replaced(plane: None) -> Non
         worker.join()
     dispatcher.close()
     assert [event.run_id for event in done] == [1, 2]
+
+
+def test_parallel__a_worker_is_told_to_stop_by_the_end_of_its_parent_whatever_that_left_unread() -> None:
+    parent, child = Pipe()
+    child.send("an event")
+    parent.close()
+    assert child.poll()
+    assert _next(child) is None

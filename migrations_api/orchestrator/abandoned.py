@@ -66,7 +66,7 @@ def _each(runs: MigrationRunQuerySet, chosen: MigrationRunQuerySet) -> Migration
 
 
 def _is_carried_on(run: MigrationRun) -> bool:
-    if run.cancel_requested or run.attempt >= load_conf().attempts:
+    if run.cancel_requested or run.attempt >= load_conf().attempts or run.tenant.held_at is not None:
         return False
     return MigrationRun.objects.filter(CARRIED_ON, pk=run.pk).exists()
 

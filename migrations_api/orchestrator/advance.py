@@ -40,6 +40,8 @@ def advance(rollout: Rollout, *, limit: int, lease: float, held: frozenset[int] 
             return []
         mine = Rollout.objects.filter(pk=locked.pk)
         mine.transition("start", started_at=Coalesce("started_at", Now()), progress_at=Now())
+        # While nobody drove it, nothing could make progress.
+        mine.filter(lease_expires_at__lt=Now()).update(progress_at=Now())
         mine.exclude(state=RolloutState.PAUSED).update(lease_expires_at=Now() + timedelta(seconds=lease))
         locked.refresh_from_db()
         return _Step(locked, held).choose(limit)

@@ -36,7 +36,7 @@ def cancel_run(run: MigrationRun, *, interrupt: bool = False) -> None:
             lease_expires_at=None,
             waiting_cause="",
             error_code="canceled",
-            message="Canceled before it was carried out.",
+            message=f"Canceled before it was carried {'on with' if locked.attempt else 'out'}.",
         ):
             raise InvalidTransition(f"Run {run.pk} is {locked.state} and can no longer be canceled.")
         if rollout is not None:
@@ -44,7 +44,7 @@ def cancel_run(run: MigrationRun, *, interrupt: bool = False) -> None:
 
 
 def skip_run(run: MigrationRun, *, by: str, reason: str) -> None:
-    """Leave the run's tenant out of its rollout; raises InvalidTransition once it has been started."""
+    """Leave the run's tenant out of its rollout; raises InvalidTransition unless the run is pending."""
     with transaction.atomic():
         rollout = lock_rollout(run)
         locked = MigrationRun.objects.select_for_update().get(pk=run.pk)
