@@ -78,6 +78,10 @@ def test_list__what_a_tenant_looks_like(viewer: APIClient) -> None:
         "schema_name": "public_acme",
         "labels": {"plan": "pro"},
         "provisioned_at": None,
+        "held_at": None,
+        "held_by": "",
+        "hold_reason": "",
+        "suspended": False,
         "status": "unprovisioned",
         "status_detail": "Not looked at yet.",
         "pending": 0,
@@ -107,10 +111,12 @@ def test_list__by_status(viewer: APIClient) -> None:
         TenantStatus.UNREACHABLE: {"error_code": "unreachable", "detail": "No route."},
         TenantStatus.UNPROVISIONED: {"error_code": "unprovisioned", "detail": "No schema."},
     }
-    assert seen.keys() == set(TenantStatus)
+    assert seen.keys() == set(TenantStatus) - {TenantStatus.HELD}
     for status, values in seen.items():
         [tenant] = registered(status.replace("_", "-"))
         TenantObservation.objects.create(tenant=tenant, observed_at=timezone.now(), **values)
+    [held] = registered("held", held_at=timezone.now())
+    TenantObservation.objects.create(tenant=held, observed_at=timezone.now(), applied_id=AppliedSet.store(known))
 
     for status in TenantStatus:
         [row] = viewer.get("/tenants", {"status": status}).json()["results"]
@@ -159,7 +165,7 @@ def test_list__all_filters_must_hold(viewer: APIClient) -> None:
     ("name", "value"),
     [
         ("isolation", "table"),
-        ("status", "held"),
+        ("status", "lost"),
         ("ordering", "database"),
         ("page_size", "0"),
         ("page_size", "201"),

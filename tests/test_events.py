@@ -12,7 +12,7 @@ from migrations_api.orchestrator.work import work
 from migrations_api.plan import Target
 from migrations_api.rest import events
 from migrations_api.rest.events import RunWatcher, TooManyStreams, rollout_events, run_events
-from migrations_api.serializers import MigrationRunSerializer
+from migrations_api.serializers.runs import MigrationRunSerializer
 from tenants.binding import control_plane
 from tenants.models import Tenant
 

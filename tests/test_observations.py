@@ -9,6 +9,7 @@ from migrations_api.executor import Options
 from migrations_api.models import AppliedSet, MigrationRun, TenantObservation
 from migrations_api.orchestrator import observations
 from migrations_api.orchestrator.fleet import TenantStatus, standings
+from migrations_api.orchestrator.holds import hold
 from migrations_api.orchestrator.observations import (
     NOT_YET,
     after_run,
@@ -63,6 +64,7 @@ def fleet(make_tenant: MakeTenant, settings: Any) -> dict[TenantStatus, str]:
     TenantObservation.objects.filter(tenant="broken").update(partial=True)
     [gone] = registered(1, database="gone", provisioned_at=timezone.now())
     Tenant.objects.create(tenant_id="empty", isolation=Isolation.SCHEMA, database="shop", schema_name="empty")
+    hold(make_tenant("held"), by="ops", reason="Frozen.")
     return {
         TenantStatus.UP_TO_DATE: "done",
         TenantStatus.PENDING: "half",
@@ -70,6 +72,7 @@ def fleet(make_tenant: MakeTenant, settings: Any) -> dict[TenantStatus, str]:
         TenantStatus.PARTIAL: "broken",
         TenantStatus.UNREACHABLE: gone.tenant_id,
         TenantStatus.UNPROVISIONED: "empty",
+        TenantStatus.HELD: "held",
     }
 
 
@@ -102,7 +105,7 @@ def test_statuses__before_and_after_a_look(fleet: dict[TenantStatus, str]) -> No
 def test_fleet_counts__are_those_of_the_standings(fleet: dict[TenantStatus, str]) -> None:
     counts = fleet_counts()
     assert counts.by_status == dict.fromkeys(map(str, TenantStatus), 1)
-    assert (counts.total, counts.by_database, counts.starting_states) == (6, {"gone": 1, "shop": 5}, 3)
+    assert (counts.total, counts.by_database, counts.starting_states) == (7, {"gone": 1, "shop": 6}, 3)
     oldest = TenantObservation.objects.order_by("observed_at")[0]
     assert counts.oldest_observation == oldest.observed_at
 

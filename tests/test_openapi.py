@@ -9,7 +9,10 @@ import pytest
 import yaml
 from django.core.management import call_command
 from django.test import Client
+from rest_framework.exceptions import ValidationError
 from rest_framework.test import APIClient
+
+from migrations_api.serializers.fields import AmountField, WaveField
 
 SNAPSHOT = Path(__file__).parent / "openapi.yaml"
 OPEN = {"get_health", "get_readiness"}
@@ -93,6 +96,54 @@ def test_components__are_named_for_the_client(schema: dict[str, Any]) -> None:
     names = schema["components"]["schemas"]
     assert not [name for name in names if re.search(r"Output|Serializer|RequestRequest|Enum[0-9a-f]", name)]
     assert {"Tenant", "Plan", "Step", "MigrationRun", "Rollout", "Problem", "MigrateRequest"} <= set(names)
+
+
+@pytest.mark.parametrize(
+    "name", ["Tenant", "MigrationRun", "MigrationRunSummary", "RunStep", "Rollout", "RolloutDetail", "RolloutPreview"]
+)
+def test_answers__have_all_their_fields(schema: dict[str, Any], name: str) -> None:
+    """A generated client need not ask whether a state is there."""
+    component = schema["components"]["schemas"][name]
+    assert set(component["required"]) == set(component["properties"])
+
+
+def test_unions__are_components(schema: dict[str, Any]) -> None:
+    """So that a generated client has one name for each, and not one for every place that it is in."""
+    strategy = schema["components"]["schemas"]["StrategyRequest"]["properties"]
+    assert strategy["waves"]["items"] == {"$ref": "#/components/schemas/WaveGroup"}
+    assert strategy["max_failures"]["allOf"] == [{"$ref": "#/components/schemas/Amount"}]
+    for name, component in schema["components"]["schemas"].items():
+        unions = [each for each in component.get("properties", {}).values() if "oneOf" in each]
+        assert all("$ref" in kind for union in unions for kind in union["oneOf"]), name
+
+
+@pytest.mark.parametrize(
+    ("name", "good", "bad"),
+    [
+        ("Amount", [0, 5, "0%", "5%", "12.5%", "100%", "100.0000%"], [-1, "5", "101%", "100.5%", "010%", "1.00001%"]),
+        ("WaveGroup", [1, "1%", "0.5%", "100%"], [0, "0%", "0.00%", "00%", "5", "100.1%"]),
+    ],
+)
+def test_amounts__are_described_as_they_are_taken(
+    schema: dict[str, Any], name: str, good: list[Any], bad: list[Any]
+) -> None:
+    number, text, *_ = schema["components"]["schemas"][name]["oneOf"]
+    field = {"Amount": AmountField, "WaveGroup": WaveField}[name]()
+
+    def described(value: Any) -> bool:
+        if isinstance(value, int):
+            return bool(number["minimum"] <= value <= number["maximum"])
+        return re.search(text["pattern"], value) is not None
+
+    def taken(value: Any) -> bool:
+        try:
+            field.run_validation(value)
+        except ValidationError:
+            return False
+        return True
+
+    assert [(described(value), taken(value)) for value in good] == [(True, True)] * len(good)
+    assert [(described(value), taken(value)) for value in bad] == [(False, False)] * len(bad)
 
 
 def test_enums__are_components_wherever_an_answer_has_them(schema: dict[str, Any]) -> None:

@@ -27,11 +27,13 @@ from migrations_api.models import (
     TenantObservation,
 )
 from migrations_api.orchestrator import fleet, observations
+from migrations_api.orchestrator.advance import advance
 from migrations_api.orchestrator.sources import source_for
 from migrations_api.rest import metrics
 from migrations_api.states import RunState, StepState
 from migrations_api.urls import urlpatterns
 from tenants.models import Isolation, Tenant
+from tests.http_api import registered
 
 Get = Callable[[str], Any]
 
@@ -226,6 +228,39 @@ def admin_counts(client: Client) -> dict[str, int]:
         row = model._default_manager.order_by("pk")[0]
         found[f"{name} list"] = len(counted(ask, reverse(f"{name}_changelist")))
         found[f"{name} row"] = len(counted(ask, reverse(f"{name}_change", args=[row.pk])))
+    return found
+
+
+def test_changes__take_as_many_queries_for_many_tenants_as_for_few(db: None, operator: APIClient) -> None:
+    operator.get("/runs")  # writes when the token was used last
+    few, many = change_counts(operator, "f", 4), change_counts(operator, "m", 60)
+    assert many == few
+    assert {name: count for name, count in few.items() if count > 30} == {}
+
+
+def change_counts(operator: APIClient, prefix: str, number: int) -> dict[str, int]:
+    """What each verb of a rollout over so many tenants costs, from a dry run to a retry."""
+    registered(*[f"{prefix}{index}" for index in range(number)], labels={"prefix": prefix})
+    body = {"selector": {"labels": {"prefix": prefix}}, "strategy": {"canary": 1, "promotion": "manual"}}
+    found: dict[str, int] = {}
+
+    def ask(name: str, path: str, **given: Any) -> Any:
+        metrics.cache.clear()
+        with CaptureQueriesContext(connection) as queries:
+            response = operator.post(path, given)
+        assert response.status_code in {200, 202}, response.content
+        found[name] = len(queries)
+        return response.json()
+
+    ask("dry run", "/tenants/migrate-all", **body, dry_run=True)
+    rollout = Rollout.objects.get(pk=ask("migrate-all", "/tenants/migrate-all", **body)["id"])
+    ask("hold", f"/tenants/{prefix}1/hold", reason="No.")
+    ask("release", f"/tenants/{prefix}1/release")
+    ask("skip", f"/runs/{rollout.runs.get(tenant=f'{prefix}2').pk}/skip", reason="No.")
+    advance(rollout, limit=0, lease=30)
+    rollout.runs.filter(tenant=f"{prefix}0").update(state=RunState.SUCCEEDED)
+    for verb in ("promote", "pause", "resume", "cancel", "retry"):
+        ask(verb, f"/rollouts/{rollout.pk}/{verb}")
     return found
 
 

@@ -95,7 +95,7 @@ def _cancel_on_signal() -> None:
 def _next(pipe: Connection) -> int | None:
     try:
         run_id: int | None = pipe.recv()
-    except EOFError:  # the parent is gone
+    except (EOFError, ConnectionResetError):  # the parent is gone, perhaps before it read what was sent to it
         return None
     return run_id
 

@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from drf_spectacular.extensions import OpenApiSerializerFieldExtension
 from drf_spectacular.generators import SchemaGenerator
+from drf_spectacular.plumbing import ResolvedComponent
 from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import OpenApiExample, OpenApiParameter, OpenApiResponse, extend_schema
 from rest_framework import serializers
@@ -108,10 +109,13 @@ _REQUEST_EXAMPLES: Final = {
 _PERCENTAGE: Final = r"(100(\.0{1,4})?|[0-9]{1,2}(\.[0-9]{1,4})?)%$"
 _LABELS: Final = {
     "type": "object",
-    "title": "LabelGroup",
-    "properties": {
-        "labels": {"type": "object", "additionalProperties": {"type": "string", "maxLength": 255}, "minProperties": 1}
-    },
+    "propertyNames": {"type": "string", "pattern": r"^[^=\u0000]{1,63}$"},
+    "additionalProperties": {"type": "string", "maxLength": 255},
+}
+_LABEL_GROUP: Final = {
+    "type": "object",
+    "description": "Those that have all of these labels.",
+    "properties": {"labels": {**_LABELS, "minProperties": 1}},
     "required": ["labels"],
     "additionalProperties": False,
 }
@@ -145,7 +149,17 @@ ETAG = OpenApiParameter(
 )
 
 
-class AmountSchema(OpenApiSerializerFieldExtension):  # type: ignore[no-untyped-call]  # it registers itself
+class LabelsSchema(OpenApiSerializerFieldExtension):  # type: ignore[no-untyped-call]  # it registers itself
+    target_class = "migrations_api.serializers.fields.LabelsField"
+
+    def get_name(self) -> str:
+        return "Labels"
+
+    def map_serializer_field(self, auto_schema: Any, direction: str) -> dict[str, Any]:
+        return dict(_LABELS)
+
+
+class AmountSchema(OpenApiSerializerFieldExtension):  # type: ignore[no-untyped-call]
     target_class = "migrations_api.serializers.fields.AmountField"
 
     def get_name(self) -> str:
@@ -167,7 +181,11 @@ class WaveGroupSchema(OpenApiSerializerFieldExtension):  # type: ignore[no-untyp
         number = {"type": "integer", "minimum": 1, "maximum": 9_999_999}
         more_than_nothing = {"type": "string", "pattern": rf"^(?!0+(\.0+)?%){_PERCENTAGE}"}
         description = "So many tenants, a percentage of all, or those that have all of some labels."
-        return {"description": description, "oneOf": [number, more_than_nothing, _LABELS]}
+        # A component of its own, which generated clients have a name for.
+        schemas, name = ResolvedComponent.SCHEMA, "LabelGroup"
+        labels = ResolvedComponent(name, schemas, _LABEL_GROUP, object=name)  # type: ignore[no-untyped-call]
+        auto_schema.registry.register_on_missing(labels)
+        return {"description": description, "oneOf": [number, more_than_nothing, labels.ref]}
 
 
 def documented(

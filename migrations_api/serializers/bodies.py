@@ -76,4 +76,4 @@ class ReasonRequestSerializer(StrictSerializer):
 
 @extend_schema_serializer(component_name="Pause")
 class PauseRequestSerializer(StrictSerializer):
-    reason = ReasonField(required=False, default="", allow_blank=True)
+    reason = ReasonField(required=False, default="")

@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, ClassVar, Final
 
+from django.core.validators import RegexValidator
 from rest_framework import serializers
 
 from migrations_api.exceptions import InvalidOptions
@@ -13,6 +14,8 @@ from migrations_api.orchestrator.strategy import Amount, Group
 LABEL_KEY: Final = re.compile("[^=]{1,63}")
 MAX_LABEL: Final = 255  # characters of a label's value
 MAX_REASON = 300
+# With what OpenAPI has of regular expressions, too; `$` alone would let a newline follow.
+ONE_LINE: Final = r"^(?=.*\S)[^\u0000-\u001f\u007f-\u009f\u2028\u2029]+(?!\n)$"
 STATUSES = [(status.value, status.value) for status in TenantStatus]
 
 
@@ -131,5 +134,8 @@ class WaitingForField(serializers.ChoiceField):
 
 
 class ReasonField(TextField):
+    """One line, which can stand on a terminal."""
+
     def __init__(self, **kwargs: Any) -> None:
-        super().__init__(max_length=MAX_REASON, help_text="Shown to whoever asks why.", **kwargs)
+        one_line = RegexValidator(ONE_LINE, "A reason is one line without control characters.")
+        super().__init__(max_length=MAX_REASON, validators=[one_line], help_text="Shown to whoever asks why.", **kwargs)

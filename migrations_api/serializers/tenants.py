@@ -6,14 +6,14 @@ from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
 from migrations_api.orchestrator.fleet import TenantStatus
-from migrations_api.serializers.fields import StatusField
+from migrations_api.serializers.fields import LabelsField, StatusField
 from tenants.models import Tenant
 
 
 class TenantSerializer(serializers.ModelSerializer[Tenant]):
     """A tenant with where it stood when it was last looked at; `context["standings"]` has that by tenant id."""
 
-    labels = serializers.DictField(child=serializers.CharField())
+    labels = LabelsField()
     status = serializers.SerializerMethodField()
     status_detail = serializers.SerializerMethodField()
     pending = serializers.SerializerMethodField(help_text="How many migrations are not applied.")
