@@ -97,9 +97,9 @@ def test_selector__is_shown_as_it_was_given(operator: APIClient, fleet: None) ->
         "seed": 7,
     }
     rollout = asked(operator, selector=selector)
-    assert rollout["selector"] == selector
     assert operator.get(f"/rollouts/{rollout['id']}").json()["selector"] == selector
-    assert operator.get("/rollouts").json()["results"][0]["selector"] == selector
+    # Ten thousand ids of each would be a lot for a list.
+    assert "selector" not in operator.get("/rollouts").json()["results"][0]
 
 
 def test_selector__of_an_earlier_rollout(operator: APIClient, fleet: None) -> None:
@@ -118,7 +118,8 @@ def test_selector__the_seed_of_a_sample_is_kept_and_chooses_the_same(operator: A
 
     rollout = asked(operator, selector=shown["selector"])
     assert tenants_of(rollout) == sorted(chosen)
-    assert rollout["selector"] == shown["selector"] == {"sample": "25%", "seed": shown["selector"]["seed"]}
+    kept = operator.get(f"/rollouts/{rollout['id']}").json()["selector"]
+    assert kept == shown["selector"] == {"sample": "25%", "seed": shown["selector"]["seed"]}
 
 
 def test_selector__shards_are_the_fleet(operator: APIClient, db: None) -> None:

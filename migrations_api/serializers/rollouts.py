@@ -107,7 +107,6 @@ class RolloutSerializer(serializers.ModelSerializer[Rollout]):
     """`context["reports"]` has what came of it by the rollout's id."""
 
     options = RunOptionsSerializer()
-    selector = SelectorSerializer()
     strategy = StrategySerializer()
     retry_of = serializers.IntegerField(source="retry_of_id", allow_null=True)
     waiting_for = serializers.SerializerMethodField()
@@ -125,7 +124,6 @@ class RolloutSerializer(serializers.ModelSerializer[Rollout]):
             "app_label",
             "migration_name",
             "options",
-            "selector",
             "strategy",
             "requested_by",
             "requested_via",
@@ -172,13 +170,15 @@ class WaveSerializer(serializers.Serializer[Any]):
 class RolloutDetailSerializer(RolloutSerializer):
     """With what lists leave out."""
 
+    # It may name ten thousand tenants.
+    selector = SelectorSerializer()
     waves = serializers.SerializerMethodField()
     newcomers = serializers.SerializerMethodField(
         help_text="Tenants created since that its selector fits and that are not in it; the first hundred."
     )
 
     class Meta(RolloutSerializer.Meta):
-        fields: ClassVar = [*RolloutSerializer.Meta.fields, "waves", "newcomers"]
+        fields: ClassVar = [*RolloutSerializer.Meta.fields, "selector", "waves", "newcomers"]
         read_only_fields = fields
 
     @extend_schema_field(WaveSerializer(many=True))
