@@ -5,7 +5,7 @@ PORT ?= 8000
 RUN = $(VENV)/bin/python
 NODE_MODULES = tests/typescript/node_modules
 
-.PHONY: demo serve test coverage lint bench openapi fuzz test-django6 stop clean
+.PHONY: demo serve test coverage lint bench openapi fuzz soak test-django6 stop clean
 
 demo: $(VENV)/installed
 	$(RUN) manage.py demo --port=$(PORT)
@@ -35,6 +35,7 @@ lint: $(VENV)/installed
 bench: $(VENV)/installed
 	$(RUN) -m benchmarks fleet
 	$(RUN) -m benchmarks reads
+	$(RUN) -m benchmarks rollouts
 
 # What clients are generated from; the tests compare it with the code.
 openapi: $(VENV)/installed
@@ -44,6 +45,11 @@ openapi: $(VENV)/installed
 SECONDS ?= 300
 fuzz: $(VENV)/installed
 	FUZZ_SECONDS=$(SECONDS) $(RUN) -m pytest tests/test_schemathesis.py
+
+# Rollouts over whole fleets, whose workers, coordinator and broker are killed: an hour, and a table of what it measured.
+# The ordinary suite has the same tests with a few tenants.
+soak: $(VENV)/installed
+	SOAK=1 $(RUN) -m pytest tests/test_soak.py tests/test_scale.py
 
 # The newest Django 6.x needs Python 3.12: make test-django6 PYTHON=python3.13
 test-django6:

@@ -13,12 +13,21 @@ from migrations_api.orchestrator import sources
 from tenants.backends import backend_for
 from tenants.models import Isolation, Tenant
 from tenants.provisioning import create_tenant
-from tests import catalog
+from tests import catalog, soak
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     if getattr(settings, "TEST_SERVER", None):
         settings.TEST_SERVER.destroy()
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """What the tests of whole fleets measured, where they are run in their whole size."""
+    if soak.IS_WHOLE:
+        terminalreporter.section("measured")
+        for report in terminalreporter.getreports("passed") + terminalreporter.getreports("failed"):
+            for name, value in report.user_properties:
+                terminalreporter.line(f"{name:34} {value}")
 
 
 @pytest.fixture(scope="session")

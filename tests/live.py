@@ -1,5 +1,6 @@
 """The whole service on a port of its own, on the control plane of the test that starts it."""
 
+import json
 import os
 import re
 import urllib.error
@@ -7,6 +8,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from tests.processes import GIVE_UP, Process, output, processes, wait_until
 
@@ -14,10 +16,10 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 @contextmanager
-def serving(folder: Path) -> Iterator[str]:
-    """The address of a `serve` that is ready to carry out work."""
+def serving(folder: Path, **options: Any) -> Iterator[str]:
+    """The address of a `serve` that is ready to carry out work; `options` are those of processes()."""
     with processes(folder) as start:
-        process = start("serve", "--port=0", "--threads=4")
+        process = start("serve", "--port=0", "--threads=4", **options)
         wait_until(lambda: process.poll() is not None or _is_ready(process))
         assert process.poll() is None, output(process)
         yield _address(process)
@@ -42,6 +44,13 @@ def download(url: str, token: str = "") -> bytes:
     with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=GIVE_UP) as response:  # noqa: S310
         content: bytes = response.read()
     return content
+
+
+def post(url: str, token: str, body: Any) -> Any:
+    headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+    request = urllib.request.Request(url, json.dumps(body).encode(), headers)  # noqa: S310
+    with urllib.request.urlopen(request, timeout=GIVE_UP) as response:  # noqa: S310
+        return json.loads(response.read())
 
 
 def client_environment(url: str, token: str, **more: str) -> dict[str, str]:
