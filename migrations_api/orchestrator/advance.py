@@ -8,6 +8,7 @@ from typing import Final
 from django.db import transaction
 from django.db.models import Max, Min, Q
 from django.db.models.functions import Coalesce, Now
+from django.utils import timezone
 
 from migrations_api.models import MigrationRun, Rollout
 from migrations_api.models.runs import MigrationRunQuerySet
@@ -38,13 +39,28 @@ def advance(rollout: Rollout, *, limit: int, lease: float, held: frozenset[int] 
         locked = Rollout.objects.select_for_update(no_key=True).get(pk=rollout.pk)
         if locked.state not in ACTIVE_ROLLOUT_STATES:
             return []
-        mine = Rollout.objects.filter(pk=locked.pk)
-        mine.transition("start", started_at=Coalesce("started_at", Now()), progress_at=Now())
-        # While nobody drove it, nothing could make progress.
-        mine.filter(lease_expires_at__lt=Now()).update(progress_at=Now())
-        mine.exclude(state=RolloutState.PAUSED).update(lease_expires_at=Now() + timedelta(seconds=lease))
-        locked.refresh_from_db()
+        if _renew(locked, lease):
+            locked.refresh_from_db()
         return _Step(locked, held).choose(limit)
+
+
+def _renew(locked: Rollout, lease: float) -> bool:
+    """Start the rollout, and renew its driver's lease once a quarter of it has gone by; whether that wrote anything."""
+    mine = Rollout.objects.filter(pk=locked.pk)
+    if locked.state == RolloutState.PENDING:
+        mine.transition("start", started_at=Coalesce("started_at", Now()), progress_at=Now())
+    elif locked.state == RolloutState.PAUSED or not _is_lease_due(locked, lease):
+        return False
+    # While nobody drove it, nothing could make progress.
+    mine.filter(lease_expires_at__lt=Now()).update(progress_at=Now())
+    mine.update(lease_expires_at=Now() + timedelta(seconds=lease))
+    return True
+
+
+def _is_lease_due(locked: Rollout, lease: float) -> bool:
+    # By this machine's clock, which only decides how often it is written.
+    ends = locked.lease_expires_at
+    return ends is None or (ends - timezone.now()).total_seconds() < lease * 0.75
 
 
 class _Step:
