@@ -17,9 +17,9 @@ class Work(Protocol):
 class Dispatcher(Protocol):
     """How "work on that run" reaches a worker; what the work is, it does not know.
 
-    A driver enters it, calls `submit` while `free` is above zero, and `wait`s for progress; leaving waits for what was
-    submitted. A run whose worker dies is no longer held: its lease ends, and the truth is read from the tenant. Where
-    the dispatcher is certain that the worker is gone, it tells `on_lost`, which must not raise.
+    A driver calls `submit` while `free` is above zero, `wait`s for progress, and in the end calls `close`, once. A run
+    whose worker dies is no longer held: its lease ends, and the truth is read from the tenant. Where the dispatcher is
+    certain that the worker is gone, it tells `on_lost`, which must not raise.
 
     With `leaves_running` another driver carries on where this one ends: once `should_stop` says so, what is not done by
     processes of this machine is neither stopped nor waited for.

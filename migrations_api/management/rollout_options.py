@@ -94,10 +94,13 @@ def add_strategy_arguments(parser: CommandParser) -> None:
 
 def selector_of(options: dict[str, Any]) -> Selector:
     """Raises InvalidOptions for what does not go together."""
+    labels = set(options["label"] or ())
+    if len(dict(labels)) < len(labels):
+        raise InvalidOptions("A tenant has one value of a label; two values of one are given.")
     return Selector(
         tenant_ids=tuple(options["tenant_id"]) if options["tenant_id"] else None,
         exclude=tuple(options["exclude"] or ()),
-        labels=dict(options["label"] or ()),
+        labels=dict(labels),
         isolation=options["isolation_type"],
         status=tuple(options["status"] or ()),
         failed_in=options["failed_in"],

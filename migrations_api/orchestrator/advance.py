@@ -6,9 +6,8 @@ from datetime import timedelta
 from typing import Final
 
 from django.db import transaction
-from django.db.models import Max, Min, Q
+from django.db.models import Case, F, Max, Min, Q, When
 from django.db.models.functions import Coalesce, Now
-from django.utils import timezone
 
 from migrations_api.models import MigrationRun, Rollout
 from migrations_api.models.runs import MigrationRunQuerySet
@@ -36,7 +35,7 @@ def advance(rollout: Rollout, *, limit: int, lease: float, held: frozenset[int] 
     """
     with transaction.atomic():
         # Of two callers the second waits here and sees what the first has done.
-        locked = Rollout.objects.select_for_update(no_key=True).get(pk=rollout.pk)
+        locked = Rollout.objects.select_for_update(no_key=True).defer("selector").get(pk=rollout.pk)
         if locked.state not in ACTIVE_ROLLOUT_STATES:
             return []
         if _renew(locked, lease):
@@ -46,21 +45,20 @@ def advance(rollout: Rollout, *, limit: int, lease: float, held: frozenset[int] 
 
 def _renew(locked: Rollout, lease: float) -> bool:
     """Start the rollout, and renew its driver's lease once a quarter of it has gone by; whether that wrote anything."""
-    mine = Rollout.objects.filter(pk=locked.pk)
-    if locked.state == RolloutState.PENDING:
-        mine.transition("start", started_at=Coalesce("started_at", Now()), progress_at=Now())
-    elif locked.state == RolloutState.PAUSED or not _is_lease_due(locked, lease):
+    if locked.state == RolloutState.PAUSED:
         return False
+    mine = Rollout.objects.filter(pk=locked.pk)
+    started = locked.state == RolloutState.PENDING
+    if started:
+        mine.transition("start", started_at=Coalesce("started_at", Now()), progress_at=Now())
+    # By the control plane's clock: a machine whose own is late would let the lease run out.
+    due = Q(lease_expires_at=None) | Q(lease_expires_at__lt=Now() + timedelta(seconds=lease * 0.75))
     # While nobody drove it, nothing could make progress.
-    mine.filter(lease_expires_at__lt=Now()).update(progress_at=Now())
-    mine.update(lease_expires_at=Now() + timedelta(seconds=lease))
-    return True
-
-
-def _is_lease_due(locked: Rollout, lease: float) -> bool:
-    # By this machine's clock, which only decides how often it is written.
-    ends = locked.lease_expires_at
-    return ends is None or (ends - timezone.now()).total_seconds() < lease * 0.75
+    undriven = When(lease_expires_at__lt=Now(), then=Now())
+    renewed = mine.filter(due).update(
+        progress_at=Case(undriven, default=F("progress_at")), lease_expires_at=Now() + timedelta(seconds=lease)
+    )
+    return started or renewed == 1
 
 
 class _Step:
@@ -84,7 +82,7 @@ class _Step:
         in_flight = self.active.filter(Q(state__in=IN_FLIGHT_RUN_STATES) | Q(pk__in=self.held))
         servers = list(in_flight.values_list("tenant__database", flat=True))
         failed = self.rollout.runs.filter(state__in=FAILED_RUN_STATES).count() - self.rollout.pardoned
-        if self._stops_over(failed) or not self._has_open_wave():
+        if self._stops_over(failed, has_no_turn=limit < 1 and not servers) or not self._has_open_wave():
             finish_if_done(self.rollout)
             return []
         slots = self.strategy.slots(failed=failed, in_flight=len(servers), total=self.rollout.total, limit=limit)
@@ -93,13 +91,13 @@ class _Step:
             pending.exclude(pk__in=self.held), slots=slots, per_server=self.strategy.max_per_database, servers=servers
         )
 
-    def _stops_over(self, failed: int) -> bool:
+    def _stops_over(self, failed: int, *, has_no_turn: bool) -> bool:
         if self.strategy.is_over_budget(failed=failed, total=self.rollout.total):
             allowed = self.strategy.allowed_failures(self.rollout.total)
             reason = f"{failed} of {self.rollout.total} tenants failed; {allowed} may."
             self._stop(TOO_MANY_FAILURES, reason, pause=self.strategy.on_error == OnError.PAUSE)
             return True
-        if self._is_stuck():
+        if self._is_stuck(has_no_turn=has_no_turn):
             reason = f"No tenant has ended for {self.strategy.progress_deadline:g} seconds."
             # Nothing has failed: without the word to end it, the rest is kept for when it has been looked into.
             self._stop(NO_PROGRESS, reason, pause=self.strategy.on_error != OnError.FAIL)
@@ -110,14 +108,18 @@ class _Step:
         if pause:
             self.mine.transition("pause", stop_code=code, stop_reason=reason)
         else:
-            self.mine.update(stop_code=code, stop_reason=reason)
+            self.mine.exclude(stop_code=code, stop_reason=reason).update(stop_code=code, stop_reason=reason)
             cancel_pending(self.rollout, f"Not started: {reason}")
 
-    def _is_stuck(self) -> bool:
+    def _is_stuck(self, *, has_no_turn: bool) -> bool:
         if self.strategy.progress_deadline is None or self._is_at_gate:
             return False
         overdue = self.mine.filter(progress_at__lt=Now() - timedelta(seconds=self.strategy.progress_deadline))
         if not overdue.exists():
+            return False
+        if has_no_turn:
+            # It waits for slots that other rollouts have.
+            overdue.update(progress_at=Now())
             return False
         # Read only once in a deadline: it goes through all of the rollout's runs.
         last = self.rollout.runs.aggregate(last=Max("finished_at"))["last"]
@@ -145,7 +147,7 @@ class _Step:
         if self.rollout.open_wave == SHARED_WAVE or self.rollout.promoted_fully:
             return True
         if self.strategy.promotion == Promotion.MANUAL:
-            self.mine.update(awaits_promotion=True)
+            self.mine.filter(awaits_promotion=False).update(awaits_promotion=True)
             return False
         if not self.strategy.bake_time:
             return True

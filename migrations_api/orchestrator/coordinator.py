@@ -266,7 +266,7 @@ def ready_runs(limit: int, held: frozenset[int]) -> list[int]:
     ready = list(asked.exclude(pk__in=held).order_by("pk").values_list("pk", flat=True)[:limit])
     lease = load_conf().lease
     rollouts = Rollout.objects.filter(foreground=False, state__in=ACTIVE_ROLLOUT_STATES - {RolloutState.PAUSED})
-    for rollout in rollouts.order_by("pk"):
+    for rollout in rollouts.defer("selector").order_by("pk"):
         ready += advance(rollout, limit=limit - len(ready), lease=lease, held=held)
     return ready
 

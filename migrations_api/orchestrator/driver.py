@@ -113,9 +113,10 @@ def _goes_on(rollout: Rollout, on_gate: Callable[[Rollout], None], *, lease: flo
 
 
 def _settle_lost(rollout: Rollout, *, lease: float, stop: ShouldStop) -> bool:
-    """Outwait the leases of workers that are gone and read what became of their tenants; False if none could be.
+    """Wait until a run of workers that are not this driver's comes back; those of workers that are gone are settled.
 
-    Until then a run of theirs would keep the next wave from opening.
+    Until then it would keep the next wave from opening. False once nobody has worked on any for a lease, and none could
+    be settled.
     """
     lost = rollout.runs.in_flight()
     before = lost.count()
@@ -127,5 +128,8 @@ def _settle_lost(rollout: Rollout, *, lease: float, stop: ShouldStop) -> bool:
             settle_abandoned(overdue)
         if lost.count() < before:
             return True
+        if lost.filter(lease_expires_at__gte=Now()).exists():
+            # Its worker may be alive: one of Celery's goes on when the driver before this one has ended.
+            deadline = time.monotonic() + lease + POLL
         time.sleep(0.2)
     return False

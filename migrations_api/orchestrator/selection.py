@@ -120,7 +120,7 @@ def select(selector: Selector) -> list[Tenant]:
     if selector.tenant_ids is not None:
         tenants = tenants.filter(pk__in=selector.tenant_ids)
     if selector.status:
-        tenants = tenants.filter(reduce(or_, map(statuses_filter, selector.status)))
+        tenants = tenants.filter(reduce(or_, map(statuses_filter, sorted(set(selector.status)))))
     if selector.failed_in is not None:
         failed = MigrationRun.objects.filter(rollout=selector.failed_in, state__in=FAILED_RUN_STATES)
         tenants = tenants.filter(pk__in=failed.values("tenant"))

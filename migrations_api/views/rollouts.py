@@ -65,7 +65,7 @@ class RolloutsView(ServiceView):
 
     @documented("list_rollouts", {200: page_of("Rollout", RolloutSerializer)}, parameters=[PageQuerySerializer])
     def get(self, request: Request) -> Response:
-        return paginate(request, Rollout.objects.all(), rollout_data, query=self.query, ordering="-id")
+        return paginate(request, Rollout.objects.defer("selector"), rollout_data, query=self.query, ordering="-id")
 
 
 class RolloutView(ServiceView):

@@ -29,7 +29,7 @@ from tenants.models import Tenant
 
 
 class Command(ServiceCommand):
-    help = "Migrate all tenants: shared ones first, then the others in the order of their ids."
+    help = "Migrate all tenants, or those selected: shared ones first, then the others wave by wave."
 
     def add_arguments(self, parser: CommandParser) -> None:
         conf = load_conf()
