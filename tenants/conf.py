@@ -22,6 +22,8 @@ class Conf:
         }
     )
     max_concurrency: int = 4
+    # Processes of one machine, whatever a rollout's max_concurrency says; each has sessions with two databases.
+    max_workers: int = 64
     # A worker process is replaced after so many tenants, so that what migrations leave in memory does not add up.
     tenants_per_worker: int = 100
     # With Celery, a run that no worker has begun after so long is sent once more; then after twice as long, and so on.
@@ -54,7 +56,7 @@ class Conf:
     idempotency_ttl: float = 86_400
 
     def __post_init__(self) -> None:
-        whole = ("max_concurrency", "tenants_per_worker", "attempts", "read_batch", "read_concurrency")
+        whole = ("max_concurrency", "max_workers", "tenants_per_worker", "attempts", "read_batch", "read_concurrency")
         for name in (*whole, "max_pending_runs"):
             _require(name, getattr(self, name), whole=True, minimum=1)
         # A key is taken for as long as its request may run, which is taken to be an hour.

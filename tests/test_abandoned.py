@@ -451,3 +451,19 @@ def test_transient__a_step_that_is_not_atomic_is_not_tried_again_by_itself(
     run.refresh_from_db()
     assert (run.attempt, run.sqlstate, run.failed_step) == (1, "55P03", "orders.0004_status_index")
     assert run.state in {"failed", "partial"}
+
+
+def test_give_up__ends_a_run_whose_tenant_nobody_can_read(make_tenant: MakeTenant, settings: Any) -> None:
+    tenant = make_tenant()
+    run, _ = abandon(tenant, USERS, in_step=True)
+    settings.TENANT_DATABASES = {"shop": {**settings.TENANT_DATABASES["shop"], "NAME": "nowhere"}}
+    MigrationRun.objects.filter(pk=run.pk).update(waiting_cause="It cannot be read.")
+    cancel_run(run)
+    assert settled(run) == ("running", "")
+    cancel_run(run, interrupt=True)
+    assert settled(run) == ("partial", "outcome_unknown")
+
+
+def settled(run: MigrationRun) -> tuple[str, str]:
+    run.refresh_from_db()
+    return run.state, run.error_code

@@ -356,6 +356,54 @@ def test_budget__strict_counts_a_tenant_that_fails_in_the_middle_of_the_look() -
             assert advance(rollout, limit=9, lease=30) == [], asked[moment]
 
 
+@pytest.mark.django_db
+@pytest.mark.parametrize("on_error", ["continue", "pause"])
+@pytest.mark.parametrize("by", ["fail", "leave_partial"])
+def test_canary__that_fails_is_looked_at_whatever_may_fail(on_error: str, by: str) -> None:
+    rollout = begin(*FLEET, canary=2, max_failures=4, on_error=on_error)
+    end(rollout, *step(rollout)[:1], by=by)
+    end(rollout, *step(rollout))
+    assert (step(rollout), rollout.state, rollout.stop_code) == ([], "paused", "wave_failed")
+    assert rollout.stop_reason == "A tenant of the canary failed."
+    resume(rollout)
+    assert step(rollout) == ["initech", "umbrella", "wayne"]
+
+
+@pytest.mark.django_db
+def test_canary__that_fails_ends_a_rollout_that_is_to_fail() -> None:
+    rollout = begin(*FLEET, canary=1, max_failures=4, on_error="fail")
+    end(rollout, *step(rollout), by="fail")
+    assert (step(rollout), rollout.state, rollout.stop_code) == ([], "failed", "wave_failed")
+    assert states(rollout)[1:] == ["canceled"] * 4
+
+
+@pytest.mark.django_db
+def test_canary__of_nobody_has_shown_nothing() -> None:
+    rollout = begin(*FLEET, canary=1)
+    end(rollout, *step(rollout), by="skip")
+    assert (step(rollout), rollout.state, rollout.stop_reason) == ([], "paused", "No tenant of wave 1 was migrated.")
+    resume(rollout)
+    assert step(rollout) == list(FLEET[1:])
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize(("on_error", "following"), [("continue", ["acme"]), ("pause", []), ("fail", [])])
+def test_shared__failure_stops_what_an_error_stops(on_error: str, following: list[str]) -> None:
+    add("zulu", isolation=Isolation.SHARED)
+    rollout = begin("acme", max_failures=1, on_error=on_error)
+    end(rollout, *step(rollout), by="fail")
+    assert step(rollout) == following
+
+
+@pytest.mark.django_db
+def test_wave__of_which_only_some_fail_is_followed_by_the_next() -> None:
+    rollout = begin(*FLEET, waves=[2], max_failures=4, on_error="pause")
+    first, second = step(rollout)
+    end(rollout, first, by="fail")
+    end(rollout, second)
+    assert step(rollout) == ["initech", "umbrella", "wayne"]
+
+
 def test_deadline__pauses_a_rollout_in_which_no_tenant_ends() -> None:
     rollout = begin(*FLEET, progress_deadline=60)
     step(rollout)

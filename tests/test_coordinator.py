@@ -246,6 +246,21 @@ def test_ready_runs__what_one_caller_waits_for_comes_first(make_tenant: MakeTena
     assert ready_runs(0, frozenset()) == []
 
 
+def test_ready_runs__a_free_slot_goes_to_the_rollout_with_the_fewest_in_flight(make_tenant: MakeTenant) -> None:
+    large = request_rollout([make_tenant("a1"), make_tenant("a2")], Request(via="api"))
+    small = request_rollout([make_tenant("z1")], Request(via="api"))
+    first = ready_runs(1, frozenset())
+    assert first == [large.runs.get(tenant="a1").pk]
+    assert ready_runs(1, frozenset(first)) == [small.runs.get().pk]
+
+
+def test_ready_runs__a_rollout_that_cannot_be_read_stops_no_other(make_tenant: MakeTenant) -> None:
+    unreadable = request_rollout([make_tenant("a1")], Request(via="api"))
+    other = request_rollout([make_tenant("z1")], Request(via="api"))
+    Rollout.objects.filter(pk=unreadable.pk).update(strategy={"from_a_newer_version": 1})
+    assert ready_runs(2, frozenset()) == [other.runs.get().pk]
+
+
 def test_ready_runs__a_canceled_rollout_ends(make_tenant: MakeTenant) -> None:
     rollout = request_rollout([make_tenant()], Request(via="api"))
     Rollout.objects.update(state="canceling")

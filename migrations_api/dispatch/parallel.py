@@ -117,7 +117,7 @@ class ParallelDispatcher:
         self._emit = emit
         self._should_stop = should_stop
         self._on_lost = on_lost
-        self._max = max_concurrency
+        self._max = min(max_concurrency, load_conf().max_workers)
         self._per_worker = load_conf().tenants_per_worker
         self._workers: list[_Worker] = []
         self._told_to_stop = False

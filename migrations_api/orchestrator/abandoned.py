@@ -45,11 +45,12 @@ def settle_abandoned(tenant_ids: Collection[str] | None = None) -> None:
     for run in runs.filter(state=RunState.RUNNING, lease_expires_at__lt=Now()).select_related("tenant", "rollout"):
         _settle(run)
     overdue = Q(lease_expires_at__lt=Now())
-    waiting = runs.filter(overdue, CARRIED_ON, state=RunState.WAITING, cancel_requested=False)
+    stays = Q(cancel_requested=False, tenant__held_at=None)
+    waiting = runs.filter(overdue, CARRIED_ON, stays, state=RunState.WAITING)
     _each(runs, waiting).transition("requeue", lease_expires_at=None, waiting_cause="")
     late = overdue & Q(state__in=[RunState.PENDING, RunState.WAITING])
     orphaned = Q(state=RunState.PENDING, rollout__lease_expires_at__lt=Now())
-    _each(runs, runs.filter((late | orphaned) & (~CARRIED_ON | Q(cancel_requested=True)))).transition(
+    _each(runs, runs.filter((late | orphaned) & (~CARRIED_ON | ~stays))).transition(
         "cancel",
         finished_at=Now(),
         lease_expires_at=None,

@@ -24,6 +24,7 @@ from migrations_api.states import (
 
 TOO_MANY_FAILURES: Final = "max_failures"
 NO_PROGRESS: Final = "progress_deadline"
+WAVE_FAILED: Final = "wave_failed"
 
 
 def advance(rollout: Rollout, *, limit: int, lease: float, held: frozenset[int] = frozenset()) -> list[int]:
@@ -82,7 +83,7 @@ class _Step:
         in_flight = self.active.filter(Q(state__in=IN_FLIGHT_RUN_STATES) | Q(pk__in=self.held))
         servers = list(in_flight.values_list("tenant__database", flat=True))
         failed = self.rollout.runs.filter(state__in=FAILED_RUN_STATES).count() - self.rollout.pardoned
-        if self._stops_over(failed, has_no_turn=limit < 1 and not servers) or not self._has_open_wave():
+        if self._stops_over(failed, has_no_turn=limit < 1 and not servers) or not self._has_open_wave(failed):
             finish_if_done(self.rollout)
             return []
         slots = self.strategy.slots(failed=failed, in_flight=len(servers), total=self.rollout.total, limit=limit)
@@ -131,16 +132,38 @@ class _Step:
     def _is_at_gate(self) -> bool:
         return self.rollout.awaits_promotion or self.rollout.next_wave_at is not None
 
-    def _has_open_wave(self) -> bool:
+    def _has_open_wave(self, failed: int) -> bool:
         """Open the next wave if that is due; False while there is nothing to do but wait."""
         if self.active.filter(wave__lte=self.rollout.open_wave).exists():
             return True
         following = following_wave(self.rollout)
-        if following is None or not self._gate_opens():
+        if following is None:
+            return False
+        if reason := self._went_wrong(failed):
+            self._stop(WAVE_FAILED, reason, pause=self.strategy.on_error != OnError.FAIL)
+            return False
+        if not self._gate_opens():
             return False
         open_wave(self.rollout, following)
         self.rollout.open_wave = following
         return True
+
+    def _went_wrong(self, failed: int) -> str:
+        """Why the wave that has ended lets no other follow, whatever number may fail; empty if it does.
+
+        A canary is there to be looked at. Of other waves, `on_error` continue asks for nothing.
+        """
+        is_shared = self.rollout.open_wave == SHARED_WAVE
+        is_canary = self.strategy.canary is not None and self.rollout.open_wave == SHARED_WAVE + 1
+        if self.strategy.on_error == OnError.CONTINUE and not is_canary:
+            return ""
+        wave = self.rollout.runs.filter(wave=self.rollout.open_wave)
+        has_failed = failed > 0 and wave.filter(state__in=FAILED_RUN_STATES).exists()
+        if has_failed and (is_shared or is_canary):
+            return f"A tenant of the {'shared wave' if is_shared else 'canary'} failed."
+        if (is_canary or has_failed) and not wave.filter(state=RunState.SUCCEEDED).exists():
+            return f"No tenant of wave {self.rollout.open_wave} was migrated."
+        return ""
 
     def _gate_opens(self) -> bool:
         # Before the first wave nothing has been tried that could be waited for.

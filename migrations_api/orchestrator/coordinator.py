@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from datetime import timedelta
@@ -27,7 +28,7 @@ from migrations_api.orchestrator.advance import advance
 from migrations_api.orchestrator.driver import POLL, carry_out, dispatcher_for, expire
 from migrations_api.orchestrator.event_log import log_event
 from migrations_api.orchestrator.work import work
-from migrations_api.states import ACTIVE_ROLLOUT_STATES, RolloutState, RunState
+from migrations_api.states import ACTIVE_ROLLOUT_STATES, IN_FLIGHT_RUN_STATES, RolloutState, RunState
 from tenants.binding import open_connection
 from tenants.conf import load_conf
 from tenants.servers import server_settings
@@ -266,9 +267,23 @@ def ready_runs(limit: int, held: frozenset[int]) -> list[int]:
     ready = list(asked.exclude(pk__in=held).order_by("pk").values_list("pk", flat=True)[:limit])
     lease = load_conf().lease
     rollouts = Rollout.objects.filter(foreground=False, state__in=ACTIVE_ROLLOUT_STATES - {RolloutState.PAUSED})
-    for rollout in rollouts.defer("selector").order_by("pk"):
-        ready += advance(rollout, limit=limit - len(ready), lease=lease, held=held)
+    in_flight = MigrationRun.objects.filter(Q(state__in=IN_FLIGHT_RUN_STATES) | Q(pk__in=held))
+    served = Counter(in_flight.values_list("rollout_id", flat=True))
+    # Whoever has the fewest in flight comes first, so that a large one does not keep a small one waiting for its end.
+    for rollout in sorted(rollouts.defer("selector").order_by("pk"), key=lambda each: served[each.pk]):
+        ready += _advance(rollout, limit=limit - len(ready), lease=lease, held=held)
     return ready
+
+
+def _advance(rollout: Rollout, *, limit: int, lease: float, held: frozenset[int]) -> list[int]:
+    """A rollout that this code cannot read must not keep all others from going on."""
+    try:
+        return advance(rollout, limit=limit, lease=lease, held=held)
+    except DatabaseError:
+        raise
+    except Exception:
+        logger.exception("rollout %s cannot be carried on with", rollout.pk)
+        return []
 
 
 def _is_anything_overdue() -> bool:

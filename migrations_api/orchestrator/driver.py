@@ -17,9 +17,9 @@ from migrations_api.models import MigrationRun, Rollout
 from migrations_api.orchestrator.abandoned import settle_abandoned
 from migrations_api.orchestrator.advance import advance
 from migrations_api.orchestrator.endings import finish_if_done
-from migrations_api.orchestrator.rollout_verbs import cancel
+from migrations_api.orchestrator.rollout_verbs import cancel, pause
 from migrations_api.orchestrator.work import work
-from migrations_api.states import ACTIVE_ROLLOUT_STATES
+from migrations_api.states import ACTIVE_ROLLOUT_STATES, RolloutState
 from tenants.conf import load_conf
 
 logger = logging.getLogger(__name__)
@@ -56,6 +56,11 @@ def drive(
     carry_out(dispatcher, choose, idle=lambda: _goes_on(rollout, on_gate, lease=lease, stop=should_stop))
     finish_if_done(rollout)
     rollout.refresh_from_db()
+    if rollout.state == RolloutState.RUNNING and rollout.foreground:
+        # A run of it cannot be settled now, and whoever drives it next has to know.
+        pause(rollout, reason="The tenant of a run that lost its worker cannot be read.")
+        Rollout.objects.filter(pk=rollout.pk).update(foreground=False, lease_expires_at=None)
+        rollout.refresh_from_db()
     return rollout
 
 

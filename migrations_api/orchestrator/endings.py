@@ -2,11 +2,12 @@
 
 from typing import Final
 
-from django.db.models import Q
+from django.db.models import F, Q
 from django.db.models.functions import Now
 
-from migrations_api.exceptions import RunActive
-from migrations_api.models import MigrationRun, Rollout
+from migrations_api.exceptions import OutcomeUnknown, RunActive
+from migrations_api.models import MigrationRun, Rollout, TenantObservation
+from migrations_api.models.runs import MigrationRunQuerySet
 from migrations_api.states import RunState
 
 # Of what a rollout left out, this is not where it was to be brought: the rollout must not say that it succeeded then.
@@ -24,6 +25,24 @@ def lock_rollout(run: MigrationRun) -> Rollout | None:
     if run.rollout_id is None:
         return None
     return Rollout.objects.select_for_update(no_key=True).get(pk=run.rollout_id)
+
+
+def give_up_unreadable(runs: MigrationRunQuerySet) -> None:
+    """End the runs whose worker is gone and whose tenant could not be read since: nobody knows where it stands.
+
+    Without this, a server that is gone for good would keep its rollout, and its tenants, for ever.
+    """
+    overdue = runs.filter(state=RunState.RUNNING, lease_expires_at__lt=Now()).exclude(waiting_cause="")
+    tenant_ids = list(overdue.values_list("tenant_id", flat=True))
+    overdue.transition(
+        "leave_partial",
+        attempt=F("attempt") + 1,
+        finished_at=Now(),
+        lease_expires_at=None,
+        error_code=OutcomeUnknown.code,
+        message="Its worker was lost and its tenant cannot be read; somebody gave it up.",
+    )
+    TenantObservation.objects.filter(pk__in=tenant_ids).update(partial=True)
 
 
 def finish_if_done(rollout: Rollout) -> None:

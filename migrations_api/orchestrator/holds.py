@@ -26,7 +26,11 @@ def hold(tenant: Tenant, *, by: str, reason: str) -> None:
         for run in pending:
             rollout = lock_rollout(run)
             mine = MigrationRun.objects.filter(pk=run.pk, state=RunState.PENDING)
-            mine.transition("skip", finished_at=Now(), error_code="held", message=message[:1000])
+            # One that has begun, and waits to be carried on with, has not been left out: its tenant may be half-way.
+            action = "cancel" if run.attempt else "skip"
+            mine.filter(attempt=run.attempt).transition(
+                action, finished_at=Now(), error_code="held", message=message[:1000]
+            )
             if rollout is not None:
                 finish_if_done(rollout)
 

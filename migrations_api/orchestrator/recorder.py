@@ -19,6 +19,7 @@ from migrations_api.orchestrator import observations
 from migrations_api.plan import Applied, Plan, Step
 from migrations_api.states import DONE_STEP_STATES, StepState
 from tenants.binding import control_plane
+from tenants.models import Tenant
 
 logger = logging.getLogger(__name__)
 
@@ -149,10 +150,17 @@ class Recorder:
     def requeue(self) -> bool:
         """Leave the rest of the run to the next coordinator; False if it is not to be carried on with."""
         mine = self._mine.filter(cancel_requested=False)
-        if not self._requeues or not mine.transition("requeue", lease_expires_at=None, waiting_cause=""):
+        if (
+            not self._requeues
+            or self._is_held()
+            or not mine.transition("requeue", lease_expires_at=None, waiting_cause="")
+        ):
             return False
         logger.info("run %s of tenant %s is left to the next coordinator", self.run.pk, self.run.tenant_id)
         return True
+
+    def _is_held(self) -> bool:
+        return Tenant.objects.filter(pk=self.run.tenant_id, held_at__isnull=False).exists()
 
     def _require_rest(self, plan: Plan) -> None:
         """Where a plan was agreed to, a later attempt may do the rest of it and nothing else."""

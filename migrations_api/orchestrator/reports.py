@@ -10,6 +10,7 @@ from django.db.models import Count, Min, Q
 from django.db.models.functions import Now
 from django.utils import timezone
 
+from migrations_api.exceptions import TenantLocked
 from migrations_api.models import MigrationRun, Rollout
 from migrations_api.orchestrator.endings import NOT_MIGRATED
 from migrations_api.orchestrator.selection import created_meanwhile
@@ -123,7 +124,8 @@ def newcomers(rollout: Rollout) -> list[str]:
 
 def failure_groups(rollout: Rollout) -> list[dict[str, object]]:
     """What kept tenants from being migrated, grouped by how, the most frequent first; not what was never started."""
-    runs = MigrationRun.objects.filter(NOT_MIGRATED, rollout=rollout).exclude(state=RunState.CANCELED).order_by()
+    begun = ~Q(state=RunState.CANCELED) | Q(error_code=TenantLocked.code)
+    runs = MigrationRun.objects.filter(NOT_MIGRATED, begun, rollout=rollout).order_by()
     grouped = runs.values("error_code", "error_class", "sqlstate", "failed_step").annotate(
         count=Count("pk"), example_run_id=Min("pk")
     )

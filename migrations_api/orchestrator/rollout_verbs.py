@@ -13,11 +13,12 @@ from migrations_api.executor import Options
 from migrations_api.models import RequestedVia, Rollout
 from migrations_api.orchestrator.advance import (
     TOO_MANY_FAILURES,
+    WAVE_FAILED,
     cancel_pending,
     following_wave,
     open_wave,
 )
-from migrations_api.orchestrator.endings import finish_if_done
+from migrations_api.orchestrator.endings import finish_if_done, give_up_unreadable
 from migrations_api.orchestrator.readiness import is_coordinated
 from migrations_api.orchestrator.requests import Request, request_rollout
 from migrations_api.orchestrator.selection import Selector, select
@@ -47,7 +48,7 @@ def resume(rollout: Rollout) -> None:
     with transaction.atomic():
         locked = _locked(rollout)
         pardoned = locked.pardoned
-        if locked.stop_code == TOO_MANY_FAILURES:
+        if locked.stop_code in {TOO_MANY_FAILURES, WAVE_FAILED}:
             pardoned = locked.runs.filter(state__in=FAILED_RUN_STATES).count()
         _do(
             "resume",
@@ -58,6 +59,9 @@ def resume(rollout: Rollout) -> None:
             progress_at=Now(),
             started_at=Coalesce("started_at", Now()),
         )
+        if locked.stop_code == WAVE_FAILED and (following := following_wave(locked)) is not None:
+            # It was paused before this one, and somebody has looked.
+            open_wave(locked, following)
 
 
 def take_over(rollout: Rollout) -> bool:
@@ -104,6 +108,8 @@ def cancel_rollout(rollout: Rollout, *, interrupt: bool = False) -> None:
         # Before the pending ones: a run that becomes pending again in between is then canceled with them.
         asked = {"cancel_requested": True, **({"interrupt_requested": True} if interrupt else {})}
         locked.runs.in_flight().update(**asked)
+        if interrupt:
+            give_up_unreadable(locked.runs.all())
         cancel_pending(locked, "Not started: the rollout was canceled.")
         finish_if_done(locked)
 

@@ -8,7 +8,7 @@ from django.db.models.functions import Now
 from migrations_api.exceptions import InvalidTransition
 from migrations_api.executor import Options
 from migrations_api.models import MigrationRun, RequestedVia
-from migrations_api.orchestrator.endings import finish_if_done, lock_rollout
+from migrations_api.orchestrator.endings import finish_if_done, give_up_unreadable, lock_rollout
 from migrations_api.orchestrator.requests import Request, get_tenant, request_run
 from migrations_api.plan import Target
 from migrations_api.states import RunState
@@ -29,6 +29,8 @@ def cancel_run(run: MigrationRun, *, interrupt: bool = False) -> None:
         mine = MigrationRun.objects.filter(pk=run.pk)
         if locked.state == RunState.RUNNING:
             mine.update(cancel_requested=True, **({"interrupt_requested": True} if interrupt else {}))
+            if interrupt:
+                give_up_unreadable(mine)
         elif not mine.transition(
             "cancel",
             cancel_requested=True,
@@ -48,9 +50,11 @@ def skip_run(run: MigrationRun, *, by: str, reason: str) -> None:
     with transaction.atomic():
         rollout = lock_rollout(run)
         locked = MigrationRun.objects.select_for_update().get(pk=run.pk)
-        pending = MigrationRun.objects.filter(pk=run.pk, state=RunState.PENDING)
+        pending = MigrationRun.objects.filter(pk=run.pk, state=RunState.PENDING, attempt=0)
         message = f"Skipped by {by or 'somebody'}: {reason}"
         if not pending.transition("skip", finished_at=Now(), error_code=SKIPPED, message=message[:1000]):
+            if locked.state == RunState.PENDING:
+                raise InvalidTransition(f"Run {run.pk} has begun and waits to be carried on with; cancel it instead.")
             raise InvalidTransition(f"Run {run.pk} is {locked.state}; only a pending one can be skipped.")
         if rollout is not None:
             finish_if_done(rollout)
