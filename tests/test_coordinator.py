@@ -145,6 +145,9 @@ def test_stop__the_next_one_carries_on_between_two_steps(
         first.send_signal(how)
         if how == signal.SIGTERM:
             wait_until(lambda: "finishing" in output(first))
+        else:
+            # Only then does its worker see that it is gone, which must not be after the last step.
+            first.wait(GIVE_UP)
     assert first.wait(GIVE_UP) == (0 if how == signal.SIGTERM else -how)
     wait_until(lambda: state(run) == "pending")
     assert (run.cancel_requested, run.finished_at, run.error_code, run.lease_expires_at) == (False, None, "", None)
