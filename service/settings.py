@@ -127,6 +127,8 @@ INSTALLED_APPS = list(dict.fromkeys([*CONTROL_PLANE_APPS, *TENANT_APPS, *SHARED_
 
 TENANT_SCHEMA_TEMPLATE = env_str("TENANT_SCHEMA_TEMPLATE", "public_{tenant_id}")
 TENANT_DATABASE_TEMPLATE = env_str("TENANT_DATABASE_TEMPLATE", "{tenant_id}_db")
+# Empty: tenants have no roles of their own, and whatever the connecting user may do, a migration may.
+TENANT_ROLE_TEMPLATE = env_str("TENANT_ROLE_TEMPLATE")
 TENANT_MIGRATIONS = env_json("TENANT_MIGRATIONS")
 
 # Used where the executor is "celery". Messages may be lost or come twice: what counts is in the control plane.
@@ -218,6 +220,7 @@ SPECTACULAR_SETTINGS = {
         "TenantStatusEnum": "migrations_api.serializers.fields.STATUSES",
         "StepStateEnum": "migrations_api.states.StepState.choices",
         "RequestedViaEnum": "migrations_api.models.RequestedVia.choices",
+        "RepairWayEnum": "migrations_api.models.RepairWay.choices",
     },
     "POSTPROCESSING_HOOKS": [
         "drf_spectacular.hooks.postprocess_schema_enums",

@@ -90,7 +90,10 @@ def check_templates(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> l
     for setting, compute in (
         ("TENANT_SCHEMA_TEMPLATE", names.schema_name),
         ("TENANT_DATABASE_TEMPLATE", names.database_name),
+        ("TENANT_ROLE_TEMPLATE", names.role_name),
     ):
+        if setting == "TENANT_ROLE_TEMPLATE" and getattr(settings, setting, "") == "":
+            continue
         try:
             compute(str(getattr(settings, setting, "")), "acme")
         except InvalidName as error:

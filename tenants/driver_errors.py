@@ -22,6 +22,9 @@ _CONNECTION_CLASSES: dict[str, tuple[type[exceptions.ServiceError], str]] = {
 }
 # The server's refusals while connecting carry no SQLSTATE in psycopg2 2.9; libpq's text is all there is.
 _CONNECTION_TEXTS = {
+    "permission denied to set role": (exceptions.PermissionDenied, "The user may not become the tenant's role."),
+    # A pooler's way of saying that it takes no settings for a session.
+    "unsupported startup parameter": (exceptions.PoolerInBetween, ""),
     r'FATAL:  role ".*" ': (exceptions.AuthenticationFailed, ""),
     "no pg_hba.conf entry": (exceptions.AuthenticationFailed, ""),
     r'database ".*" does not exist': (exceptions.NotProvisioned, "The database does not exist."),

@@ -64,6 +64,18 @@ class NotProvisioned(ServiceError):
     code = "unprovisioned"
 
 
+class ForeignRecord(ServiceError):
+    """The tenant's `django_migrations` is not Django's."""
+
+    code = "foreign_record"
+
+
+class OutsideTenant(ServiceError):
+    """A migration changes what does not belong to its tenant."""
+
+    code = "outside_tenant"
+
+
 class AlreadyProvisioned(ServiceError):
     """The schema or database exists already and was not made by this call, so it was left as it is."""
 
@@ -98,3 +110,9 @@ class ServerError(ServiceError):
     """The database server reported an error."""
 
     code = "server_error"
+
+
+class PoolerInBetween(ServerError):
+    """The URL leads to a connection pooler, which mixes up sessions; give one that leads to PostgreSQL directly."""
+
+    code = "pooler_in_between"

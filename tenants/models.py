@@ -34,6 +34,9 @@ class Tenant(models.Model):
     database = models.CharField("server alias", max_length=63, default=DEFAULT_DB_ALIAS)
     database_name = models.CharField(max_length=63, blank=True)
     schema_name = models.CharField(max_length=63)
+    role_name = models.CharField(
+        max_length=63, blank=True, help_text="The PostgreSQL role that its sessions take on, if any."
+    )
     labels = models.JSONField(default=dict, blank=True)
     created_at = models.DateTimeField(auto_now_add=True)
     provisioned_at = models.DateTimeField(null=True, blank=True)
@@ -52,6 +55,13 @@ class Tenant(models.Model):
                 name="tenant_home_unique",
                 violation_error_message="Another tenant has that schema or database.",
             ),
+            models.UniqueConstraint(
+                "database",
+                Lower("role_name"),
+                condition=models.Q(role_name__gt=""),
+                name="tenant_role_unique",
+                violation_error_message="Another tenant has that role.",
+            ),
             models.CheckConstraint(condition=models.Q(isolation__in=Isolation.values), name="tenant_isolation_known"),
             models.CheckConstraint(
                 condition=models.Q(tenant_id__regex=r"^[a-z]([a-z0-9-]*[a-z0-9])?$"), name="tenant_id_dns_label"
@@ -63,12 +73,15 @@ class Tenant(models.Model):
 
     @classmethod
     def at_home(cls, *, tenant_id: str, isolation: str, **values: Any) -> "Tenant":
-        """A new, unsaved tenant with the schema and database that the templates give it; raises InvalidName."""
+        """A new, unsaved tenant with the schema, database and role that the templates give it; raises InvalidName."""
         names.validate_tenant_id(tenant_id)
         names.validate_name(values.get("name", ""))
-        home = {"database_name": "", "schema_name": "public"}
+        home = {"database_name": "", "schema_name": "public", "role_name": ""}
         if isolation == Isolation.SCHEMA:
             home["schema_name"] = names.schema_name(settings.TENANT_SCHEMA_TEMPLATE, tenant_id)
         elif isolation == Isolation.DATABASE:
             home["database_name"] = names.database_name(settings.TENANT_DATABASE_TEMPLATE, tenant_id)
+        template = getattr(settings, "TENANT_ROLE_TEMPLATE", "")
+        if template and isolation != Isolation.SHARED:
+            home["role_name"] = names.role_name(template, tenant_id)
         return cls(tenant_id=tenant_id, isolation=isolation, **home, **values)

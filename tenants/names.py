@@ -1,4 +1,4 @@
-"""Which tenant ids, schema names and database names are allowed, and how the latter two are computed."""
+"""Which tenant ids and names of schemas, databases and roles are allowed, and how the names are computed."""
 
 import re
 from string import Formatter
@@ -12,6 +12,8 @@ MAX_IDENTIFIER_BYTES = 63  # PostgreSQL's NAMEDATALEN - 1; what is longer is cut
 RESERVED_TENANT_IDS = frozenset({"plan", "migrate-all"})
 RESERVED_SCHEMAS = frozenset({"public", "information_schema"})
 RESERVED_DATABASES = frozenset({"postgres", "template0", "template1"})
+# What GRANT or SET ROLE read as something else than a role of that name, and the usual superuser.
+RESERVED_ROLES = frozenset({"none", "public", "current_role", "current_user", "session_user", "user", "postgres"})
 
 DNS_LABEL = re.compile(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?")  # RFC 1035, section 2.3.1, in lower case
 
@@ -47,6 +49,10 @@ def schema_name(template: str, tenant_id: str) -> str:
 
 def database_name(template: str, tenant_id: str) -> str:
     return _checked("database", fill_template(template, tenant_id), RESERVED_DATABASES)
+
+
+def role_name(template: str, tenant_id: str) -> str:
+    return _checked("role", fill_template(template, tenant_id), RESERVED_ROLES)
 
 
 def fill_template(template: str, tenant_id: str) -> str:

@@ -7,6 +7,7 @@ from django.db import IntegrityError, transaction
 from django.utils import timezone
 
 from tenants.backends import backend_for
+from tenants.backends.base import resolved_server_settings, server_cursor
 from tenants.exceptions import (
     AlreadyProvisioned,
     HomeLeftBehind,
@@ -16,6 +17,7 @@ from tenants.exceptions import (
     TenantExists,
 )
 from tenants.models import Isolation, Tenant
+from tenants.roles import drop_role
 from tenants.servers import server_settings
 from tenants.sessions import refuse_control_plane, tenant_session
 
@@ -83,12 +85,13 @@ def _register(tenant: Tenant) -> bool:
             tenant.save(force_insert=True)
     except IntegrityError as error:
         # The templates may have changed since: a row that names another home is another tenant's.
-        home = {key: getattr(tenant, key) for key in ("isolation", "database", "database_name", "schema_name")}
+        keys = ("isolation", "database", "database_name", "schema_name", "role_name")
+        home = {key: getattr(tenant, key) for key in keys}
         if Tenant.objects.filter(pk=tenant.pk, provisioned_at=None, **home).exists():
             return True
         if Tenant.objects.filter(pk=tenant.pk).exists():
             raise _exists(tenant) from error
-        where = tenant.database_name or tenant.schema_name
+        where = "' or '".join(filter(None, [tenant.database_name or tenant.schema_name, tenant.role_name]))
         raise TenantExists(f"'{where}' on server '{tenant.database}' belongs to another tenant.") from error
     return False
 
@@ -118,18 +121,26 @@ def _provision(tenant: Tenant, *, take_over: bool) -> None:
     logger.info("provisioned tenant %s", tenant.tenant_id)
 
 
-def forget_tenant(tenant: Tenant, *, drop: bool = False) -> None:
-    """Delete the row and, with `drop`, the schema or database with all its data, which comes first.
+def forget_tenant(tenant: Tenant, *, drop: bool = False) -> str:
+    """Delete the row and, with `drop`, the schema or database with all its data, and the role, which come first.
 
-    Raises ServiceError when the server refuses to drop; then the tenant stays registered.
+    Raises ServiceError when the server refuses to drop; then the tenant stays registered. Returns the name of a role
+    that had to stay, since more than the tenant depends on it.
     """
-    if drop:
-        refuse_control_plane(tenant)
-        try:
+    left = _drop(tenant) if drop else ""
+    tenant.delete()
+    return left
+
+
+def _drop(tenant: Tenant) -> str:
+    refuse_control_plane(tenant)
+    backend = backend_for(tenant)
+    try:
+        if backend.exists(tenant):
             with tenant_session(tenant, application_name=f"tenant-migrations drop {tenant.tenant_id}", writable=False):
                 pass
-        except NotProvisioned:
-            pass
-        else:
-            backend_for(tenant).drop(tenant)
-    tenant.delete()
+            return backend.drop(tenant)
+    except NotProvisioned:
+        pass
+    with server_cursor(resolved_server_settings(tenant)) as cursor:
+        return drop_role(cursor, tenant)

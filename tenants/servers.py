@@ -16,32 +16,32 @@ from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 from django.db import DEFAULT_DB_ALIAS
 
-from tenants.exceptions import ServerNotConfigured
+from tenants.exceptions import ServerError, ServerNotConfigured
 
 DatabaseSettings = dict[str, Any]
 
 ENGINE: Final = "django.db.backends.postgresql"
 ALIAS = re.compile(r"[a-z][a-z0-9_-]{0,62}")
 ESCAPE = re.compile("%[0-9A-F]{2}")
-# `options` and `service` could undo the session's own settings; the rest of libpq's list has no use here.
-URL_PARAMETERS = frozenset(
-    {
-        "channel_binding",
-        "connect_timeout",
-        "gssencmode",
-        "host",
-        "keepalives",
-        "keepalives_count",
-        "keepalives_idle",
-        "keepalives_interval",
-        "sslcert",
-        "sslcrl",
-        "sslkey",
-        "sslmode",
-        "sslrootcert",
-        "tcp_user_timeout",
-    }
-)
+NUMBER, TEXT = "[0-9]{1,9}", ".+"
+# With a pattern of what each takes. `options` and `service` could undo the session's own settings, a list of hosts
+# leads to whichever answers; the rest of libpq's parameters have no use here.
+URL_PARAMETERS: Final[Mapping[str, str]] = {
+    "channel_binding": "disable|prefer|require",
+    "connect_timeout": NUMBER,
+    "gssencmode": "disable|prefer|require",
+    "host": "[^,]+",
+    "keepalives": "0|1",
+    "keepalives_count": NUMBER,
+    "keepalives_idle": NUMBER,
+    "keepalives_interval": NUMBER,
+    "sslcert": TEXT,
+    "sslcrl": TEXT,
+    "sslkey": TEXT,
+    "sslmode": "disable|allow|prefer|require|verify-ca|verify-full",
+    "sslrootcert": TEXT,
+    "tcp_user_timeout": NUMBER,
+}
 
 
 def database_settings(alias: str, url: str) -> DatabaseSettings:
@@ -64,12 +64,43 @@ def database_settings(alias: str, url: str) -> DatabaseSettings:
         raise _unusable(alias, "percent-encode the characters # / ? @ : % in the user and password")
     if not parts.path.strip("/"):
         raise _unusable(alias, "it names no database")
-    unknown = sorted({name for name, _ in parse_qsl(parts.query, keep_blank_values=True)} - URL_PARAMETERS)
-    if unknown:
-        raise _unusable(alias, f"unknown parameters {', '.join(unknown)}; allowed: {', '.join(sorted(URL_PARAMETERS))}")
-    if "," in unquote(parts.hostname or "") or "," in dict(parse_qsl(parts.query)).get("host", ""):
+    given = parse_qsl(parts.query, keep_blank_values=True)
+    if unknown := sorted({name for name, _ in given} - set(URL_PARAMETERS)):
+        raise _unusable(alias, f"unknown parameters {', '.join(unknown)}; allowed: {', '.join(URL_PARAMETERS)}")
+    hosts = [unquote(parts.hostname or ""), *(value for name, value in given if name == "host")]
+    if any("," in host for host in hosts) or len(list(filter(None, hosts))) > 1:
         raise _unusable(alias, "it names more than one host")
+    for name, value in given:
+        if not re.fullmatch(URL_PARAMETERS[name], value) or [each for each, _ in given].count(name) > 1:
+            raise _unusable(alias, f"{name} takes one value{_kind(URL_PARAMETERS[name])}")
     return {**dj_database_url.parse(url, engine=ENGINE)}
+
+
+def _kind(pattern: str) -> str:
+    if "|" in pattern:
+        return f" of {', '.join(pattern.split('|'))}"
+    return ", a whole number" if pattern == NUMBER else ""
+
+
+def require_allowed(alias: str, database: DatabaseSettings) -> None:
+    """Raise ServerError for settings of a team's own store that say more than a URL may, but for what the server's do.
+
+    The store may hold what others than the operator have written: no second host, no socket of this machine.
+    """
+    server = server_settings(alias)
+    own = server.get("OPTIONS", {})
+    options = {name: value for name, value in database.get("OPTIONS", {}).items() if own.get(name) != value}
+    for name, value in options.items():
+        if name not in URL_PARAMETERS or not re.fullmatch(URL_PARAMETERS[name], str(value)):
+            allowed = ", ".join(URL_PARAMETERS)
+            raise ServerError(f"The connection_resolver's {name} is not allowed, or not so; allowed: {allowed}.")
+    host = _host(database)
+    if host != _host(server) and ("," in host or host.startswith(("/", "@")) or not host):
+        raise ServerError("The connection_resolver's host is a socket of this machine, or more than one host.")
+
+
+def _host(database: DatabaseSettings) -> str:
+    return str(database.get("OPTIONS", {}).get("host") or database.get("HOST") or "")
 
 
 def _unusable(alias: str, reason: str) -> ImproperlyConfigured:

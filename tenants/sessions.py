@@ -2,17 +2,26 @@
 
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
-from typing import NoReturn
+from dataclasses import dataclass, fields
+from typing import Final, NoReturn
 
 from django.db import DEFAULT_DB_ALIAS
 from django.db.backends.postgresql.base import DatabaseWrapper
 
 from tenants.backends import backend_for
+from tenants.backends.base import require_direct
 from tenants.binding import open_connection
 from tenants.conf import load_conf
 from tenants.driver_errors import translated
-from tenants.exceptions import IsControlPlane, NotProvisioned, PermissionDenied, ServerError, ServerUnreachable
+from tenants.exceptions import (
+    AuthenticationFailed,
+    ForeignRecord,
+    IsControlPlane,
+    NotProvisioned,
+    PermissionDenied,
+    ServerError,
+    ServerUnreachable,
+)
 from tenants.models import Isolation, Tenant
 from tenants.servers import DatabaseSettings, server_settings
 
@@ -26,28 +35,56 @@ class SessionFacts:
     database: str
     schema: str | None
     user: str
+    is_superuser: bool
     backend_pid: int
     server_version: int
+    standby: bool
     read_only: bool
+    may_use: bool | None
     may_create: bool | None
     is_control_plane: bool
+    # Of `django_migrations`, each None where it is missing.
+    is_djangos: bool | None
+    may_read: bool | None
+    may_record: bool | None
+    # Of the schemas behind the tenant's own, those that are there and closed to the user.
+    closed: list[str]
 
 
+# Each row is looked up by a unique index: the catalog may hold many thousands of schemas.
 FACTS_SQL = """
-    SELECT current_database(), n.nspname, current_user, pg_backend_pid(),
-           current_setting('server_version_num')::int,
-           pg_is_in_recovery() OR current_setting('transaction_read_only')::bool,
-           has_schema_privilege(n.oid, 'CREATE'),
-           EXISTS (SELECT FROM pg_class c WHERE c.relnamespace = n.oid AND c.relname = 'tenants_tenant')
+    SELECT current_database(), n.nspname, current_user, (SELECT rolsuper FROM pg_roles WHERE rolname = current_user),
+           pg_backend_pid(), current_setting('server_version_num')::int,
+           pg_is_in_recovery(), current_setting('transaction_read_only')::bool,
+           has_schema_privilege(n.oid, 'USAGE'), has_schema_privilege(n.oid, 'CREATE'),
+           EXISTS (SELECT FROM pg_class c WHERE c.relnamespace = n.oid AND c.relname = 'tenants_tenant'),
+           CASE WHEN r.oid IS NOT NULL THEN r.relkind IN ('r', 'p') AND 4 =
+             (SELECT count(*) FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
+               WHERE a.attrelid = r.oid AND NOT a.attisdropped
+                 AND (a.attname, t.typcategory) IN (('id', 'N'), ('app', 'S'), ('name', 'S'), ('applied', 'D'))) END,
+           has_table_privilege(r.oid, 'SELECT'),
+           has_table_privilege(r.oid, 'INSERT') AND has_table_privilege(r.oid, 'DELETE'),
+           ARRAY(SELECT nspname::text FROM pg_namespace e
+                  WHERE e.nspname = ANY(%s) AND NOT has_schema_privilege(e.oid, 'USAGE'))
       FROM (SELECT 1) one LEFT JOIN pg_namespace n ON n.nspname = %s
+      LEFT JOIN pg_class r ON r.relnamespace = n.oid AND r.relname = 'django_migrations'
 """
 
 
+# Of libpq: what is sent and not acknowledged, and a server that is silent, are noticed within half a minute.
+KEEPALIVES: Final = {
+    "keepalives_idle": 15,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 30_000,
+}
+
+
 def session_settings(tenant: Tenant, *, application_name: str) -> DatabaseSettings:
-    """Connection settings whose search_path and timeouts are startup options.
+    """Connection settings whose search_path, role and timeouts are startup options.
 
     Startup options survive ROLLBACK, RESET ALL and DISCARD ALL; a SET in a migration, or its undoing, does not reach
-    the next one.
+    the next one. RESET ROLE comes back to the tenant's role.
     """
     conf = load_conf()
     settings = backend_for(tenant).connection_settings(tenant)
@@ -58,8 +95,15 @@ def session_settings(tenant: Tenant, *, application_name: str) -> DatabaseSettin
         "statement_timeout": f"{round(conf.statement_timeout * 1000)}",
         # A worker that dies must not hold its locks until its statement ends.
         "client_connection_check_interval": "1000",
+        # Nor must it wait for the kernel's two hours when either host has vanished.
+        "tcp_keepalives_idle": "15",
+        "tcp_keepalives_interval": "5",
+        "tcp_keepalives_count": "3",
     }
+    if tenant.role_name:
+        startup["role"] = tenant.role_name
     settings["OPTIONS"] = {
+        **KEEPALIVES,
         **settings.get("OPTIONS", {}),
         "application_name": application_name[:63],
         "connect_timeout": max(2, round(conf.connect_timeout)),
@@ -81,16 +125,16 @@ def _escaped(value: str) -> str:
 def tenant_session(tenant: Tenant, *, application_name: str, writable: bool = True) -> Iterator[DatabaseWrapper]:
     """A new connection to the tenant that has passed every check; closed afterwards.
 
-    Raises NotProvisioned, IsControlPlane, PermissionDenied, ServerUnreachable, AuthenticationFailed or ServerError
-    before anything was changed.
+    Raises NotProvisioned, IsControlPlane, PermissionDenied, ForeignRecord, ServerUnreachable, AuthenticationFailed or
+    ServerError before anything was changed.
     """
     refuse_control_plane(tenant)
     connection = open_connection(session_settings(tenant, application_name=application_name))
     with closing(connection):
+        _connect(connection, tenant)
         with translated():
-            connection.ensure_connection()
             facts = _facts(connection, tenant)
-        _check(tenant, facts, pid=connection.connection.info.backend_pid, writable=writable)
+        _check(tenant, facts, connection, writable=writable)
         # A silent reconnect would be a session without the lock that its work is done under.
         connection.connect = _refuse_reconnect  # type: ignore[method-assign]
         yield connection
@@ -100,24 +144,37 @@ def _refuse_reconnect() -> NoReturn:
     raise ServerUnreachable("The session with the tenant's database ended before the work was done.")
 
 
+def _connect(connection: DatabaseWrapper, tenant: Tenant) -> None:
+    try:
+        with translated():
+            connection.ensure_connection()
+    except AuthenticationFailed as error:
+        # The login itself was accepted: a login role that is missing is called by another name.
+        if tenant.role_name and f'role "{tenant.role_name}" does not exist' in str(error.__cause__):
+            raise PermissionDenied(
+                f"The role '{tenant.role_name}' of tenant '{tenant.tenant_id}' does not exist on server "
+                f"'{tenant.database}'."
+            ) from error
+        raise
+
+
 def _facts(connection: DatabaseWrapper, tenant: Tenant) -> SessionFacts:
     with connection.cursor() as cursor:
-        cursor.execute(FACTS_SQL, [tenant.schema_name])
-        database, schema, user, pid, version, read_only, may_create, is_control_plane = cursor.fetchone()
-    return SessionFacts(
-        database=database,
-        schema=schema,
-        user=user,
-        backend_pid=pid,
-        server_version=version,
-        read_only=read_only,
-        may_create=may_create,
-        is_control_plane=is_control_plane,
-    )
+        cursor.execute(FACTS_SQL, [list(load_conf().extra_search_path), tenant.schema_name])
+        row = cursor.fetchone()
+    return SessionFacts(**dict(zip((field.name for field in fields(SessionFacts)), row, strict=True)))
 
 
-def _check(tenant: Tenant, facts: SessionFacts, *, pid: int, writable: bool) -> None:
+def _check(tenant: Tenant, facts: SessionFacts, connection: DatabaseWrapper, *, writable: bool) -> None:
+    """The first finding counts: those that make the others meaningless come first."""
     where = f"schema '{tenant.schema_name}' of database '{facts.database}' on server '{tenant.database}'"
+    require_direct(facts.backend_pid, connection)
+    if facts.database != connection.settings_dict["NAME"]:
+        raise ServerError(
+            f"Server '{tenant.database}' leads to database '{facts.database}' instead of "
+            f"'{connection.settings_dict['NAME']}'."
+        )
+    _check_user(tenant, facts)
     if facts.schema is None:
         raise NotProvisioned(f"The {where} does not exist.")
     if facts.is_control_plane:
@@ -126,15 +183,46 @@ def _check(tenant: Tenant, facts: SessionFacts, *, pid: int, writable: bool) -> 
         raise ServerError(
             f"Server '{tenant.database}' runs PostgreSQL {facts.server_version // 10000}; 14 is the oldest."
         )
-    if facts.backend_pid != pid:
-        raise ServerError(
-            f"Server '{tenant.database}' is reached through a connection pooler, which mixes up sessions: "
-            "give its alias a URL that leads to PostgreSQL directly."
+    if facts.is_djangos is False:
+        raise ForeignRecord(
+            f"What is called 'django_migrations' in {where} is not Django's table: it is a view, a foreign table or "
+            "the like, or lacks one of the columns id, app, name and applied."
         )
-    if writable and facts.read_only:
-        raise ServerError(f"Server '{tenant.database}' is read-only (a standby, or default_transaction_read_only).")
-    if writable and not facts.may_create:
+    _check_rights(facts, where)
+    if writable:
+        _check_writable(tenant, facts, where)
+
+
+def _check_user(tenant: Tenant, facts: SessionFacts) -> None:
+    if not tenant.role_name:
+        return
+    if facts.user != tenant.role_name:
+        raise ServerError(f"The session is '{facts.user}' instead of the tenant's role '{tenant.role_name}'.")
+    if facts.is_superuser:
+        raise PermissionDenied(f"The role '{facts.user}' is a superuser, whom nothing keeps in the tenant's schema.")
+
+
+def _check_rights(facts: SessionFacts, where: str) -> None:
+    if not facts.may_use:
+        raise PermissionDenied(f"The user '{facts.user}' does not have permission to use {where}.")
+    if facts.closed:
+        raise PermissionDenied(
+            f"The user '{facts.user}' does not have permission to use what 'extra_search_path' names: "
+            f"{', '.join(facts.closed)}. Grant it USAGE on the schema."
+        )
+    if facts.may_read is False:
+        raise PermissionDenied(f"The user '{facts.user}' may not read 'django_migrations' in {where}.")
+
+
+def _check_writable(tenant: Tenant, facts: SessionFacts, where: str) -> None:
+    if facts.standby:
+        raise ServerError(f"Server '{tenant.database}' is a standby, which is read-only.")
+    if facts.read_only:
+        raise ServerError(f"Server '{tenant.database}' is read-only (default_transaction_read_only).")
+    if not facts.may_create:
         raise PermissionDenied(f"The user '{facts.user}' does not have permission to create tables in {where}.")
+    if facts.may_record is False:
+        raise PermissionDenied(f"The user '{facts.user}' may not write to 'django_migrations' in {where}.")
 
 
 def refuse_control_plane(tenant: Tenant) -> None:

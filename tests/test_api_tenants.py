@@ -76,6 +76,7 @@ def test_list__what_a_tenant_looks_like(viewer: APIClient) -> None:
         "database": "shop",
         "database_name": "",
         "schema_name": "public_acme",
+        "role_name": "",
         "labels": {"plan": "pro"},
         "provisioned_at": None,
         "held_at": None,

@@ -391,8 +391,8 @@ def test_no_permission__names_user_and_place(make_tenant: Callable[..., Tenant],
 
     assert result.code == 1
     assert result.err == (
-        f"CommandError: Migrations failed for tenant 'acme': The user '{poor}' does not have permission to create "
-        f"tables in schema 'public_acme' of database '{configured.SHOP}' on server 'poor'.\n"
+        f"CommandError: Migrations failed for tenant 'acme': The user '{poor}' does not have permission to use "
+        f"schema 'public_acme' of database '{configured.SHOP}' on server 'poor'.\n"
     )
     assert tables(tenant) == set()
 

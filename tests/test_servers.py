@@ -160,3 +160,25 @@ def test_secrets__are_all_spellings_of_all_passwords(settings: Any) -> None:
     }
     assert {"p@ss/word one", "p%40ss%2Fword%20one", "p%40ss/word%20one", "word one"} <= secrets()
     assert "" not in secrets()
+
+
+@pytest.mark.parametrize(
+    ("query", "reason"),
+    [
+        ("sslmode=never", "sslmode takes one value of disable, allow, prefer, require, verify-ca, verify-full"),
+        ("sslmode=", "sslmode takes one value of disable"),
+        ("sslmode=require&sslmode=disable", "sslmode takes one value of disable"),
+        ("connect_timeout=soon", "connect_timeout takes one value, a whole number"),
+        ("keepalives=2", "keepalives takes one value of 0, 1"),
+        ("sslrootcert=", "sslrootcert takes one value."),
+        ("host=elsewhere", "it names more than one host"),
+        ("hostaddr=127.0.0.1", "unknown parameters hostaddr; allowed: channel_binding, connect_timeout, gssencmode"),
+        ("passfile=/x", "unknown parameters passfile;"),
+        ("target_session_attrs=any", "unknown parameters target_session_attrs;"),
+        ("application_name=x", "unknown parameters application_name;"),
+    ],
+)
+def test_url__parameter_that_cannot_be_used_is_named(query: str, reason: str) -> None:
+    with pytest.raises(ImproperlyConfigured, match=re.escape(reason)) as caught:
+        database_settings("shop", f"postgresql://me:word@db/shop?{query}")
+    assert "word@" not in str(caught.value)

@@ -221,7 +221,7 @@ def test_session__server_that_is_read_only(limited: Tenant, settings: Any) -> No
     error = refusal(limited)
 
     assert type(error) is exceptions.ServerError
-    assert error.message == "Server 'limited' is read-only (a standby, or default_transaction_read_only)."
+    assert error.message == "Server 'limited' is read-only (default_transaction_read_only)."
     with tenant_session(limited, application_name="test", writable=False):
         pass
 

@@ -28,6 +28,7 @@ class TenantSerializer(serializers.ModelSerializer[Tenant]):
             "database",
             "database_name",
             "schema_name",
+            "role_name",
             "labels",
             "created_at",
             "provisioned_at",

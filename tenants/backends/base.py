@@ -2,15 +2,23 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from typing import Protocol
 
+from django.db.backends.postgresql.base import DatabaseWrapper
 from django.db.backends.utils import CursorWrapper
 from django.utils.module_loading import import_string
 
 from tenants.binding import open_connection
 from tenants.conf import load_conf
 from tenants.driver_errors import sqlstate, translated
-from tenants.exceptions import AlreadyProvisioned, IsControlPlane, PermissionDenied, ServerError, ServiceError
+from tenants.exceptions import (
+    AlreadyProvisioned,
+    IsControlPlane,
+    PermissionDenied,
+    PoolerInBetween,
+    ServerError,
+    ServiceError,
+)
 from tenants.models import Tenant
-from tenants.servers import DatabaseSettings, remember_secret, server_settings
+from tenants.servers import DatabaseSettings, remember_secret, require_allowed, server_settings
 
 
 class IsolationBackend(Protocol):
@@ -32,13 +40,16 @@ class IsolationBackend(Protocol):
         """Whether the schema or database, which is there, holds no table."""
 
     def provision(self, tenant: Tenant) -> None:
-        """Create the schema or database, empty.
+        """Create the schema or database, empty, and the role that owns it where the tenant has one.
 
         Raises AlreadyProvisioned, leaving it as it is, when it is there. Leaves nothing behind on any other error.
         """
 
-    def drop(self, tenant: Tenant) -> None:
-        """Drop the schema or database with all it holds; nothing happens when it is gone already."""
+    def drop(self, tenant: Tenant) -> str:
+        """Drop the schema or database with all it holds; nothing happens when it is gone already.
+
+        Then a role that the service made for the tenant; returns the name of one that has to stay.
+        """
 
 
 def resolved_server_settings(tenant: Tenant) -> DatabaseSettings:
@@ -55,6 +66,7 @@ def resolved_server_settings(tenant: Tenant) -> DatabaseSettings:
         except Exception as error:
             raise ServerError(f"The connection_resolver failed: {type(error).__name__}.") from error
         remember_secret(settings)
+        require_allowed(tenant.database, settings)
     if not settings.get("ENGINE") or not settings.get("NAME"):
         raise IsControlPlane(f"The connection settings of tenant '{tenant.tenant_id}' name no database of its own.")
     return settings
@@ -66,14 +78,23 @@ def server_cursor(settings: DatabaseSettings) -> Iterator[CursorWrapper]:
     options = {**settings.get("OPTIONS", {}), "connect_timeout": max(2, round(load_conf().connect_timeout))}
     connection = open_connection({**settings, "OPTIONS": options, "AUTOCOMMIT": True})
     with translated(), closing(connection), connection.cursor() as cursor:
+        cursor.execute("SELECT pg_backend_pid()")
+        require_direct(cursor.fetchone()[0], connection)
         yield cursor
+
+
+def require_direct(pid: int, connection: DatabaseWrapper) -> None:
+    """Raise PoolerInBetween when another process answers than the one that the connection was made with."""
+    if pid != connection.connection.info.backend_pid:
+        raise PoolerInBetween
 
 
 @contextmanager
 def creating(home: str, tenant: Tenant, *, duplicate: str, right: str) -> Iterator[None]:
     """Say what the server's refusal to create `home` means; `duplicate` is the SQLSTATE of one that is there."""
     try:
-        yield
+        with translated():
+            yield
     except PermissionDenied as error:
         raise PermissionDenied(
             f"The user of server '{tenant.database}' may not create the {home}: grant it {right}."

@@ -2,6 +2,7 @@ from psycopg2 import errorcodes, sql
 
 from tenants.backends.base import creating, has_tables, resolved_server_settings, server_cursor
 from tenants.models import Tenant
+from tenants.roles import drop_role, tenant_role
 from tenants.servers import DatabaseSettings
 
 
@@ -22,12 +23,15 @@ class DatabaseBackend:
 
     def provision(self, tenant: Tenant) -> None:
         home = f"database '{tenant.database_name}'"
+        statement = "CREATE DATABASE {} OWNER {}" if tenant.role_name else "CREATE DATABASE {}"
         with (
-            creating(home, tenant, duplicate=errorcodes.DUPLICATE_DATABASE, right="CREATEDB"),
             server_cursor(resolved_server_settings(tenant)) as cursor,
+            tenant_role(cursor, tenant),
+            creating(home, tenant, duplicate=errorcodes.DUPLICATE_DATABASE, right="CREATEDB"),
         ):
-            cursor.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(tenant.database_name)))
+            cursor.execute(sql.SQL(statement).format(*map(sql.Identifier, [tenant.database_name, tenant.role_name])))
 
-    def drop(self, tenant: Tenant) -> None:
+    def drop(self, tenant: Tenant) -> str:
         with server_cursor(resolved_server_settings(tenant)) as cursor:
             cursor.execute(sql.SQL("DROP DATABASE IF EXISTS {}").format(sql.Identifier(tenant.database_name)))
+            return drop_role(cursor, tenant)

@@ -2,6 +2,7 @@ from psycopg2 import errorcodes, sql
 
 from tenants.backends.base import creating, has_tables, resolved_server_settings, server_cursor
 from tenants.models import Tenant
+from tenants.roles import drop_role, tenant_role
 from tenants.servers import DatabaseSettings
 
 
@@ -22,12 +23,15 @@ class SchemaBackend:
 
     def provision(self, tenant: Tenant) -> None:
         home = f"schema '{tenant.schema_name}'"
+        statement = "CREATE SCHEMA {} AUTHORIZATION {}" if tenant.role_name else "CREATE SCHEMA {}"
         with (
-            creating(home, tenant, duplicate=errorcodes.DUPLICATE_SCHEMA, right="CREATE on the database"),
             server_cursor(self.connection_settings(tenant)) as cursor,
+            tenant_role(cursor, tenant),
+            creating(home, tenant, duplicate=errorcodes.DUPLICATE_SCHEMA, right="CREATE on the database"),
         ):
-            cursor.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(tenant.schema_name)))
+            cursor.execute(sql.SQL(statement).format(*map(sql.Identifier, [tenant.schema_name, tenant.role_name])))
 
-    def drop(self, tenant: Tenant) -> None:
+    def drop(self, tenant: Tenant) -> str:
         with server_cursor(self.connection_settings(tenant)) as cursor:
             cursor.execute(sql.SQL("DROP SCHEMA IF EXISTS {} CASCADE").format(sql.Identifier(tenant.schema_name)))
+            return drop_role(cursor, tenant)

@@ -24,5 +24,5 @@ class SharedBackend:
             raise AlreadyProvisioned(f"The shared schema of server '{tenant.database}' is there already.")
         raise ServiceError(f"The database of server '{tenant.database}' has no schema 'public'; create it first.")
 
-    def drop(self, tenant: Tenant) -> None:
+    def drop(self, tenant: Tenant) -> str:
         raise ServiceError(f"The shared schema of server '{tenant.database}' is never dropped.")

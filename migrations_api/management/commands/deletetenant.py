@@ -20,5 +20,7 @@ class Command(ServiceCommand):
             raise CommandError(
                 f"To drop all data of '{tenant_id}', repeat it: --confirm={tenant_id}", returncode=EXIT_USAGE
             )
-        forget(tenant, drop=drop)
+        left = forget(tenant, drop=drop)
         self.stdout.write(f"Tenant '{tenant_id}' forgotten{' and its data dropped' if drop else ''}.")
+        if left:
+            self.stdout.write(f"Its role '{left}' stays: it has rights or objects beside the tenant's.")
