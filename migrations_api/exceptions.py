@@ -1,5 +1,7 @@
 """Why a plan cannot be made or a run cannot start. A migration that fails is no exception but a run's result."""
 
+from collections.abc import Sequence
+
 from tenants.exceptions import ServiceError
 
 
@@ -85,6 +87,25 @@ class TooManyRuns(ServiceError):
     code = "too_many_runs"
 
 
+class MissingRecord(ServiceError):
+    """The tenant has tables of its apps, and no migration is recorded."""
+
+    code = "missing_record"
+
+    def __init__(self, tenant_id: str, tables: Sequence[str]) -> None:
+        shown = ", ".join(tables[:5])
+        super().__init__(
+            f"Tenant '{tenant_id}' has tables ({shown}), but no record of its migrations in django_migrations. Restore "
+            "that table, or record what is there with --fake-initial (fake_initial)."
+        )
+
+
+class RepairImpossible(ServiceError):
+    """What is there does not bear that way out."""
+
+    code = "repair_impossible"
+
+
 class TenantLocked(ServiceError):
     """Another session is migrating the tenant."""
 
@@ -128,6 +149,15 @@ class TenantHeld(ServiceError):
     def __init__(self, tenant_id: str, by: str, reason: str) -> None:
         self.tenant_id = tenant_id
         super().__init__(f"Tenant '{tenant_id}' is held by {by or 'somebody'} ({reason}). Release it first.")
+
+
+class TenantPartial(ServiceError):
+    """The tenant stands between two migrations."""
+
+    code = "partial"
+
+    def __init__(self, tenant_id: str, how_to_repair: str) -> None:
+        super().__init__(f"Tenant '{tenant_id}' stands between two migrations. Repair it first: {how_to_repair}.")
 
 
 class InvalidTransition(ServiceError):

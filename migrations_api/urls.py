@@ -18,6 +18,7 @@ urlpatterns = [
     path("runs/<int:run_id>/events", runs.RunEventsView.as_view(), name="run-events"),
     path("runs/<int:run_id>/cancel", runs.RunCancelView.as_view(), name="run-cancel"),
     path("runs/<int:run_id>/skip", runs.RunSkipView.as_view(), name="run-skip"),
+    path("runs/<int:run_id>/repair", runs.RunRepairView.as_view(), name="run-repair"),
     path("runs/<int:run_id>/retry", runs.RunRetryView.as_view(), name="run-retry"),
     path("rollouts", rollouts.RolloutsView.as_view(), name="rollouts"),
     path("rollouts/<int:rollout_id>", rollouts.RolloutView.as_view(), name="rollout"),

@@ -1,7 +1,7 @@
 """Carry out one plan on one tenant: connect, check, lock, plan again, apply, verify."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Final
 
@@ -11,17 +11,27 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models.signals import post_migrate, pre_migrate
 from psycopg2 import errorcodes
 
-from migrations_api.exceptions import ConfirmationRequired, OutcomeUnknown, PlanChanged
+from migrations_api.exceptions import ConfirmationRequired, MissingRecord, OutcomeUnknown, PlanChanged
 from migrations_api.executor import signals
 from migrations_api.executor.applied import TenantRecorder
-from migrations_api.executor.lock import tenant_lock
+from migrations_api.executor.diagnosis import Journal, has_left_nothing
+from migrations_api.executor.lock import blocker, tenant_lock
 from migrations_api.executor.migrator import TenantMigrator
 from migrations_api.executor.outcome import End, Failure, Observer, Options, Outcome, StepResult, StopRequested
 from migrations_api.executor.syncdb import sync_apps
+from migrations_api.executor.verification import (
+    Faults,
+    absent_tables,
+    faults,
+    first_tables,
+    present_tables,
+    tables_of,
+)
 from migrations_api.plan import (
     Applied,
     MigrationSource,
     Plan,
+    Step,
     Target,
     is_recorded,
     make_plan,
@@ -76,7 +86,7 @@ def execute(
     ):
         with translated():
             applied = TenantRecorder(connection, tenant.schema_name).applied_keys()
-            invalid = invalid_indexes(connection, tenant.schema_name)
+            before = faults(connection, tenant.schema_name)
         plan = make_plan(source, applied, target)
         if plan_digest and plan.digest != plan_digest:
             raise PlanChanged(tenant.tenant_id, plan.digest)
@@ -84,14 +94,26 @@ def execute(
             raise ConfirmationRequired
         if not options.fake:
             require_reversible(plan)
+        if not options.fake and not options.fake_initial:
+            _require_record(connection, tenant, plan)
         observer.planned(plan)
         with tenant_as_default(tenant, connection):
             if options.prune:
                 return _prune(tenant, connection, plan, source)
             execution = _Execution(
-                tenant, connection, plan, source=source, options=options, observer=observer, invalid=invalid
+                tenant, connection, plan, source=source, options=options, observer=observer, before=before
             )
             return execution.run()
+
+
+def _require_record(connection: BaseDatabaseWrapper, tenant: Tenant, plan: Plan) -> None:
+    """Raise MissingRecord for a tenant that has the tables of its apps and nothing recorded."""
+    if plan.applied:
+        return
+    with translated():
+        there = present_tables(connection, tenant.schema_name, first_tables(plan, connection))
+    if there:
+        raise MissingRecord(tenant.tenant_id, sorted(there))
 
 
 def _prune(tenant: Tenant, connection: BaseDatabaseWrapper, plan: Plan, source: MigrationSource) -> Outcome:
@@ -119,7 +141,7 @@ class _Execution:
         source: MigrationSource,
         options: Options,
         observer: Observer,
-        invalid: frozenset[str],
+        before: Faults,
     ) -> None:
         self.tenant = tenant
         self.connection = connection
@@ -127,13 +149,27 @@ class _Execution:
         self.source = source
         self.options = options
         self.configs = tenant_apps(tenant.isolation)
-        self.invalid = invalid
-        self.migrator = TenantMigrator(connection, plan, schema=tenant.schema_name, observer=observer)
+        self.before = before
+        self.others = ExitStack()
+        self.other: BaseDatabaseWrapper | None = None
+        self.migrator = TenantMigrator(
+            connection,
+            plan,
+            schema=tenant.schema_name,
+            role=tenant.role_name,
+            observer=observer,
+            other_session=self._other_session,
+        )
+        self.tables: frozenset[str] = frozenset()
         self.synced: tuple[str, ...] = ()
 
     def run(self) -> Outcome:
         signals.register_receivers()
         signals.clear_caches()
+        with self.others:
+            return self._run()
+
+    def _run(self) -> Outcome:
         try:
             self._migrate()
         except StopRequested:
@@ -160,28 +196,36 @@ class _Execution:
             fake=self.options.fake,
             fake_initial=self.options.fake_initial,
         )
+        if not self.options.fake:
+            self.tables = frozenset(tables_of(self.plan, state, self.connection))
         signals.send(post_migrate, configs=self.configs, state_apps=signals.final_apps(state), migrations=migrations)
 
     def _is_target(self, app_label: str) -> bool:
         return self.plan.target.app_label in {None, app_label}
 
     def _verified(self) -> Outcome:
-        """Success only if the catalog agrees: each step recorded, no index left invalid."""
+        """Success only if the catalog agrees: each step recorded, its tables there, no index left invalid."""
         with translated():
-            broken = invalid_indexes(self.connection, self.tenant.schema_name) - self.invalid
+            broken = self._faults(self.connection)
+            absent = absent_tables(self.connection, self.tenant.schema_name, self.tables)
             after = self.migrator.recorder.applied_keys()
-        if broken:
-            failure = Failure(
-                code="invalid_index",
-                error_class="",
-                message=_invalid_message(broken),
-            )
+        if broken.invalid_indexes:
+            failure = Failure(code="invalid_index", error_class="", message=_invalid_message(broken.invalid_indexes))
             return self._outcome(End.PARTIAL, failure, after=after)
+        if absent:
+            message = f"Recorded, but the tables are not there: {', '.join(absent)}."
+            return self._outcome(
+                End.PARTIAL, Failure(code="missing_table", error_class="", message=message), after=after
+            )
         missing = [str(step) for step in self.plan.steps if ((step.app_label, step.name) in after) == step.backwards]
         if missing:
             failure = Failure(code="not_recorded", error_class="", message=f"Not recorded: {', '.join(missing)}.")
             return self._outcome(End.PARTIAL, failure, after=after)
-        return self._outcome(End.SUCCEEDED, None, after=after)
+        return self._outcome(End.SUCCEEDED, None, after=after, unvalidated=broken.unvalidated)
+
+    def _faults(self, connection: BaseDatabaseWrapper) -> Faults:
+        """Those that were not there before this run."""
+        return faults(connection, self.tenant.schema_name).since(self.before)
 
     def _failed(self, error: BaseException) -> Outcome:
         """Tell a clean boundary from a tenant that stands between two; raises OutcomeUnknown when it cannot."""
@@ -189,13 +233,15 @@ class _Execution:
         try:
             with self._reading() as connection, translated():
                 after = TenantRecorder(connection, self.tenant.schema_name).applied_keys()
-                broken = invalid_indexes(connection, self.tenant.schema_name) - self.invalid
+                broken = self._faults(connection).invalid_indexes
+                half_done = step is not None and not step.atomic and not self._has_left_nothing(connection, step)
+                in_vain = sqlstate(error) == errorcodes.LOCK_NOT_AVAILABLE
+                holder = blocker(connection, self.tenant.schema_name) if in_vain else ""
         except ServiceError as lost:
             where = f"in {step}" if step else "between two steps"
             raise OutcomeUnknown(
                 f"The session was lost {where}, and what became of it cannot be read yet: {lost.message}"
             ) from error
-        half_done = step is not None and not step.atomic and self.migrator.statements > 0
         if step is not None and is_recorded((step.app_label, step.name), after, self.source) != step.backwards:
             # The reply to COMMIT was lost, but not the COMMIT.
             half_done = False
@@ -204,9 +250,19 @@ class _Execution:
         # One that is not atomic is never begun again by itself, even if it seems to have done nothing.
         again = not partial and (step is None or step.atomic)
         failure = failure_of(error, step=str(step) if step else "", transient_allowed=again)
+        if holder:
+            failure = replace(failure, message=f"{failure.message}: {holder}.")
         if broken:
             failure = replace(failure, message=f"{_invalid_message(broken)} {failure.message}")
         return self._outcome(End.PARTIAL if partial else End.FAILED, failure, after=after)
+
+    def _has_left_nothing(self, connection: BaseDatabaseWrapper, step: Step) -> bool:
+        if not self.migrator.journal.statements:
+            return True
+        operation, statements = self.migrator.journal.place
+        key = (step.app_label, step.name)
+        journal = Journal(key=key, backwards=step.backwards, operation=operation, statements=statements)
+        return has_left_nothing(connection, self.tenant, self.source, journal)
 
     @contextmanager
     def _reading(self) -> Iterator[BaseDatabaseWrapper]:
@@ -226,11 +282,27 @@ class _Execution:
             with tenant_lock(connection, database=database, schema=self.tenant.schema_name, wait=load_conf().lock_wait):
                 yield connection
 
+    @contextmanager
+    def _other_session(self) -> Iterator[BaseDatabaseWrapper]:
+        """A second session with the tenant, opened when it is first needed."""
+        if self.other is None:
+            with control_plane():
+                session = tenant_session(self.tenant, application_name="tenant-migrations watch", writable=False)
+                self.other = self.others.enter_context(session)
+        yield self.other
+
     def _applied_now(self) -> Applied:
         with self._reading() as connection, translated():
             return TenantRecorder(connection, self.tenant.schema_name).applied_keys()
 
-    def _outcome(self, end: End, failure: Failure | None, *, after: Applied | None = None) -> Outcome:
+    def _outcome(
+        self,
+        end: End,
+        failure: Failure | None,
+        *,
+        after: Applied | None = None,
+        unvalidated: frozenset[str] = frozenset(),
+    ) -> Outcome:
         return Outcome(
             end=end,
             before=self.plan.applied,
@@ -238,6 +310,7 @@ class _Execution:
             results=tuple(self.migrator.results),
             synced=self.synced,
             failure=failure,
+            unvalidated=tuple(sorted(unvalidated)),
         )
 
 
@@ -266,14 +339,3 @@ def failure_of(error: BaseException, *, step: str = "", transient_allowed: bool 
         step=step,
         transient=transient_allowed and (lost or state in TRANSIENT or state.startswith("08")),
     )
-
-
-def invalid_indexes(connection: BaseDatabaseWrapper, schema: str) -> frozenset[str]:
-    """Indexes that a CREATE INDEX CONCURRENTLY left behind half-built: PostgreSQL maintains but never uses them."""
-    with connection.cursor() as cursor:
-        cursor.execute(
-            "SELECT c.relname FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid"
-            " JOIN pg_namespace n ON n.oid = c.relnamespace WHERE NOT i.indisvalid AND n.nspname = %s",
-            [schema],
-        )
-        return frozenset(name for (name,) in cursor.fetchall())

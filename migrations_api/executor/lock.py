@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 from django.db import Error as DatabaseError
 from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.backends.utils import CursorWrapper
 
 from migrations_api.exceptions import TenantLocked
 from tenants.driver_errors import translated
@@ -19,6 +20,18 @@ HOLDER_SQL = """
        AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
        AND (l.classid::bigint << 32) | l.objid::bigint = %s
 """
+
+# The oldest transaction that has a table of the schema: whoever waited for one in vain has most likely waited for that.
+BLOCKER_SQL = """
+    SELECT c.relname, a.application_name, a.pid, a.xact_start
+      FROM pg_locks l JOIN pg_stat_activity a USING (pid) JOIN pg_class c ON c.oid = l.relation
+     WHERE l.locktype = 'relation' AND l.granted AND l.pid <> pg_backend_pid() AND c.relkind IN ('r', 'p', 'm')
+       AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+       AND c.relnamespace = (SELECT oid FROM pg_namespace WHERE nspname = %s)
+     ORDER BY a.xact_start, a.pid LIMIT 1
+"""
+
+END_HOLDER_SQL = f"SELECT pg_terminate_backend(pid) FROM ({HOLDER_SQL}) holder WHERE application_name = %s"  # noqa: S608
 
 
 def lock_key(database: str, schema: str) -> int:
@@ -48,6 +61,28 @@ def tenant_lock(connection: BaseDatabaseWrapper, *, database: str, schema: str, 
         _unlock(connection, key)
 
 
+def end_holder(connection: BaseDatabaseWrapper, *, database: str, schema: str, application_name: str) -> bool:
+    """End the session that holds the tenant's lock if it is called that; whether there was one.
+
+    Its transaction is rolled back, and whoever it belongs to can do nothing more, even if it was only paused.
+    """
+    with _as_connecting_user(connection) as cursor:
+        cursor.execute(END_HOLDER_SQL, [lock_key(database, schema), application_name])
+        return cursor.fetchone() is not None
+
+
+def blocker(connection: BaseDatabaseWrapper, schema: str) -> str:
+    """Which table of the schema somebody else has a lock on, and who; empty when nobody has any more."""
+    with connection.cursor() as cursor:
+        cursor.execute(BLOCKER_SQL, [schema])
+        row = cursor.fetchone()
+    if row is None:
+        return ""
+    table, name, pid, since = row
+    began = f", in a transaction since {since:%Y-%m-%d %H:%M:%S} UTC" if since else ""
+    return f"{table} is locked by '{name or 'an unnamed session'}' (server process {pid}{began})"
+
+
 def _try_lock(connection: BaseDatabaseWrapper, key: int) -> bool:
     with translated(), connection.cursor() as cursor:
         cursor.execute("SELECT pg_try_advisory_lock(%s)", [key])
@@ -66,10 +101,23 @@ def _unlock(connection: BaseDatabaseWrapper, key: int) -> None:
 
 
 def _holder(connection: BaseDatabaseWrapper, key: int) -> str:
-    with translated(), connection.cursor() as cursor:
+    with _as_connecting_user(connection) as cursor:
         cursor.execute(HOLDER_SQL, [key])
         row = cursor.fetchone()
     if row is None:
         return "a session that has just ended"
     name, pid, since = row
-    return f"'{name or 'an unnamed session'}' (server process {pid}, connected since {since:%Y-%m-%d %H:%M:%S} UTC)"
+    # The server keeps to itself since when another user's session is there.
+    connected = f", connected since {since:%Y-%m-%d %H:%M:%S} UTC" if since else ""
+    return f"'{name or 'an unnamed session'}' (server process {pid}{connected})"
+
+
+@contextmanager
+def _as_connecting_user(connection: BaseDatabaseWrapper) -> Iterator[CursorWrapper]:
+    """A tenant's own role may neither see nor end the sessions of the user who has become it."""
+    with translated(), connection.cursor() as cursor:
+        cursor.execute("SET ROLE NONE")
+        try:
+            yield cursor
+        finally:
+            cursor.execute("RESET ROLE")

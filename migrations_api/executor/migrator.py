@@ -1,12 +1,11 @@
 """Django's MigrationExecutor over a plan that is made already, with each migration recorded in its own transaction."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from inspect import signature
-from typing import Any, Final
+from typing import Final
 
-from django.db import Error as DatabaseError
 from django.db import transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.base.schema import BaseDatabaseSchemaEditor
@@ -15,10 +14,12 @@ from django.db.migrations.migration import Migration
 from django.db.migrations.state import ProjectState
 
 from migrations_api.executor.applied import TenantRecorder
+from migrations_api.executor.guard import locked_things, made_things, named_things, outside
+from migrations_api.executor.journal import JournalKeeper, flush_deferred
 from migrations_api.executor.outcome import Observer, StepResult, StopRequested
 from migrations_api.plan import Plan, Planner, Step
-from tenants.driver_errors import sqlstate
-from tenants.exceptions import ServerError
+from tenants.conf import load_conf
+from tenants.exceptions import OutsideTenant, ServerError
 
 _RECORD_PARAMETERS: Final = signature(MigrationExecutor.record_migration).parameters
 
@@ -28,18 +29,32 @@ class TenantMigrator(Planner):
 
     Where Django records a migration that leaves deferred SQL only after its transaction (ticket #29721), here the
     deferred SQL runs and the row is written before the transaction ends, so that neither is ever there alone. A
-    migration with atomic = False has no such transaction; `statements` counts what it has done on its own.
+    migration with atomic = False has no such transaction; its deferred SQL runs with the operation that leaves it, and
+    `journal` keeps what has been done of it.
     """
 
-    def __init__(self, connection: BaseDatabaseWrapper, plan: Plan, *, schema: str, observer: Observer) -> None:
+    def __init__(
+        self,
+        connection: BaseDatabaseWrapper,
+        plan: Plan,
+        *,
+        schema: str,
+        role: str,
+        observer: Observer,
+        other_session: Callable[[], AbstractContextManager[BaseDatabaseWrapper]],
+    ) -> None:
         self.connection = connection
+        # What a transaction drops, only others still see.
+        self._other_session = other_session
         super().__init__(plan.loader)
+        self._source = plan.loader.source
         self.recorder: TenantRecorder = TenantRecorder(connection, schema)
         self.progress_callback = None
         self.step: Step | None = None
-        self.statements = 0
+        self.journal = JournalKeeper(connection, tell=self._tell)
         self.results: list[StepResult] = []
         self._schema = schema
+        self._role = role
         self._observer = observer
         self._steps = {(step.app_label, step.name): step for step in plan.steps}
 
@@ -53,7 +68,7 @@ class TenantMigrator(Planner):
                 self._record(migration)
             else:
                 with self.connection.schema_editor(atomic=migration.atomic) as editor:
-                    state = migration.apply(state, editor)
+                    state = self._journaled(migration).apply(state, editor)
                     self._settle(editor, migration, self._record)
             finish(fake)
         return state
@@ -72,7 +87,7 @@ class TenantMigrator(Planner):
                 self._forget(migration)
             else:
                 with self.connection.schema_editor(atomic=migration.atomic) as editor:
-                    state = migration.unapply(state, editor)
+                    state = self._journaled(migration).unapply(state, editor)
                     self._settle(editor, migration, self._forget)
             finish(fake)
         return state
@@ -80,10 +95,10 @@ class TenantMigrator(Planner):
     def _settle(
         self, editor: BaseDatabaseSchemaEditor, migration: Migration, record: Callable[[Migration], None]
     ) -> None:
-        deferred, editor.deferred_sql = editor.deferred_sql, []
-        for statement in deferred:
-            editor.execute(statement)
+        flush_deferred(editor)
         self._require_own_schema(migration)
+        if migration.atomic:
+            self._require_nothing_outside(migration)
         record(migration)
 
     def _record(self, migration: Migration) -> None:
@@ -100,12 +115,31 @@ class TenantMigrator(Planner):
 
     def _require_own_schema(self, migration: Migration) -> None:
         with self.connection.cursor() as cursor:
-            cursor.execute("SELECT current_schema()")
-            found = cursor.fetchone()[0]
+            cursor.execute("SELECT current_schema(), current_user")
+            found, user = cursor.fetchone()
+        if self._role and user != self._role:
+            raise ServerError(
+                f"{migration.app_label}.{migration.name} changed the session's role: what follows would belong to "
+                f"'{user}' instead of '{self._role}'. Take SET ROLE out of it."
+            )
         if found != self._schema:
             raise ServerError(
                 f"{migration.app_label}.{migration.name} changed the session's search_path: what follows "
                 f"would go to schema '{found}' instead of '{self._schema}'. Take SET search_path out of it."
+            )
+
+    def _require_nothing_outside(self, migration: Migration) -> None:
+        """Before the commit, so that what is refused has not happened."""
+        things, dropped = locked_things(self.connection)
+        if dropped:
+            with self._other_session() as other:
+                things |= named_things(other, dropped)
+        if self.journal.has_unlocked:
+            things |= made_things(self.connection)
+        if found := outside(things, {self._schema, *load_conf().extra_search_path}):
+            raise OutsideTenant(
+                f"{migration.app_label}.{migration.name} changes {', '.join(found[:5])}, which is not the tenant's. "
+                "It was rolled back."
             )
 
     @contextmanager
@@ -114,7 +148,10 @@ class TenantMigrator(Planner):
         if self._observer.should_stop():
             raise StopRequested
         self._observer.step_started(step)
-        self.step, self.statements = step, 0
+        self.step = step
+        self.journal = JournalKeeper(
+            self.connection, tell=self._tell, before_commit=lambda: self._require_nothing_outside(migration)
+        )
         started = time.monotonic()
 
         def finish(faked: bool) -> None:
@@ -123,16 +160,21 @@ class TenantMigrator(Planner):
             self.results.append(result)
             self._observer.step_finished(result)
 
-        with self.connection.execute_wrapper(self._count):
+        with self.connection.execute_wrapper(self.journal.count):
             yield finish
 
-    def _count(self, execute: Callable[..., Any], sql: Any, params: Sequence[Any], many: bool, context: Any) -> Any:
-        changes = not str(sql).lstrip().upper().startswith("SELECT")
-        try:
-            return execute(sql, params, many, context)
-        except DatabaseError as error:
-            # What the server refused is not done; without its answer nobody knows.
-            changes = changes and not sqlstate(error)
-            raise
-        finally:
-            self.statements += changes
+    def _tell(self, operation: int, statements: int) -> None:
+        if self.step is not None and not self.step.atomic:
+            self._observer.journal(self.step, operation=operation, statements=statements)
+
+    def _journaled(self, migration: Migration) -> Migration:
+        """The migration with operations that tell: without a transaction, only that says how far it has come.
+
+        Those that a receiver of pre_migrate has added have no number of their own.
+        """
+        if migration.atomic:
+            return migration
+        written = self._source.migrations[migration.app_label, migration.name].operations
+        backwards = self.step is not None and self.step.backwards
+        numbers = {id(each): len(written) - 1 - place if backwards else place for place, each in enumerate(written)}
+        return self.journal.journaled(migration, [(numbers.get(id(each)), each) for each in migration.operations])

@@ -62,6 +62,8 @@ class Outcome:
     results: tuple[StepResult, ...] = ()
     pruned: tuple[str, ...] = ()
     synced: tuple[str, ...] = ()
+    # Constraints that the run has left NOT VALID, which may be what its migrations want.
+    unvalidated: tuple[str, ...] = ()
     failure: Failure | None = None
 
 
@@ -80,6 +82,13 @@ class Observer(Protocol):
     def step_finished(self, result: StepResult) -> None: ...
 
     def should_stop(self) -> bool: ...
+
+    def journal(self, step: Step, *, operation: int, statements: int) -> None:
+        """How far a step that is not atomic has come: its operations before that one are done.
+
+        Of that one, so many statements were begun and not refused. Told before each statement that changes something,
+        so that whoever finds the tenant after a crash knows which one may or may not have been carried out.
+        """
 
 
 class StopRequested(Exception):

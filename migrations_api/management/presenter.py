@@ -1,7 +1,7 @@
 """The promised text of a run, from its events. A tenant's lines stay together however many are worked on at once."""
 
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 
 from django.core.management.base import OutputWrapper
@@ -172,6 +172,13 @@ def describe(ended: RunEnded | MigrationRun) -> str:
     partial = " (the tenant stands between two migrations)" if ended.state == RunState.PARTIAL else ""
     step = f"{ended.failed_step}: " if ended.failed_step else ""
     return f"{step}{explain(ended.error_code, ended.message)}{partial}"
+
+
+def describe_finding(finding: Mapping[str, str]) -> str:
+    """What a run that succeeded has left that is worth knowing."""
+    if finding["code"] == "unvalidated_constraint":
+        return f"the constraint {finding['detail']} is NOT VALID; rows from before it may break it."
+    return f"{finding['code']}: {finding['detail']}"
 
 
 def explain(error_code: str, message: str) -> str:

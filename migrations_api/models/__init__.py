@@ -2,7 +2,7 @@ from migrations_api.models.access import ApiToken, AuditEntry, Role
 from migrations_api.models.coordination import Coordinator
 from migrations_api.models.fleet import TenantObservation
 from migrations_api.models.idempotency import IdempotencyRecord
-from migrations_api.models.runs import AppliedSet, MigrationRun, RequestedVia, Rollout, RunStep
+from migrations_api.models.runs import AppliedSet, MigrationRun, RepairWay, RequestedVia, Rollout, RunStep
 
 __all__ = [
     "ApiToken",
@@ -11,6 +11,7 @@ __all__ = [
     "Coordinator",
     "IdempotencyRecord",
     "MigrationRun",
+    "RepairWay",
     "RequestedVia",
     "Role",
     "Rollout",

@@ -24,6 +24,15 @@ class RequestedVia(models.TextChoices):
     API = "api"
 
 
+class RepairWay(models.TextChoices):
+    """How a tenant that stands between two migrations is brought to one of them."""
+
+    RECORD = "record"
+    REDO = "redo"
+    UNDO = "undo"
+    MARK = "mark"
+
+
 class AppliedSet(models.Model):
     """A set of applied migrations, named by its content: thousands of tenants stand at a few of them."""
 
@@ -158,6 +167,10 @@ class MigrationRun(models.Model):
     # and at this, about once a second, to cancel the statement that it is executing.
     interrupt_requested = models.BooleanField(default=False)
     retry_of = models.ForeignKey("self", on_delete=models.SET_NULL, null=True, related_name="retries")
+    # A run that repairs what a partial one has left carries out no plan of its own.
+    repair_of = models.ForeignKey("self", on_delete=models.SET_NULL, null=True, related_name="repairs")
+    repair_way = models.CharField(max_length=6, choices=RepairWay, blank=True)
+    repair_reason = models.CharField(max_length=500, blank=True)
     lease_expires_at = models.DateTimeField(null=True)
     expected_digest = models.CharField(max_length=64, blank=True)
     plan_digest = models.CharField(max_length=64, blank=True)
@@ -168,6 +181,7 @@ class MigrationRun(models.Model):
     sqlstate = models.CharField(max_length=5, blank=True)
     failed_step = models.CharField(max_length=511, blank=True)
     message = models.CharField(max_length=1000, blank=True)
+    findings = models.JSONField(default=list, blank=True, help_text="What the run left that is worth knowing.")
 
     objects = MigrationRunQuerySet.as_manager()
 
@@ -210,6 +224,10 @@ class RunStep(models.Model):
     state = models.CharField(max_length=7, choices=StepState, default=StepState.PENDING)
     started_at = models.DateTimeField(null=True)
     seconds = models.FloatField(null=True, help_text="How long the step took.")
+    # The journal of a step that is not atomic: the operations before this one are done, and of this one so many
+    # statements were begun and not refused.
+    operation = models.PositiveIntegerField(null=True, help_text="The operation in flight; those before it are done.")
+    statements = models.PositiveIntegerField(default=0, help_text="Statements of it that were begun.")
 
     class Meta:
         ordering: ClassVar = ["position"]

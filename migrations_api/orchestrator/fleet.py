@@ -1,7 +1,7 @@
 """Where each tenant stands, read in bounded batches: one statement for many schemas, a few databases at a time."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -186,7 +186,7 @@ def _read_batch(cursor: CursorWrapper, schemas: Sequence[str]) -> dict[str, Obse
 def standings(tenants: Sequence[Tenant], target: Target | None = None) -> list[Standing]:
     """Each tenant's standing in the order given; a plan is made once for all tenants that stand at the same place."""
     seen = observe(tenants)
-    partial = _partial_tenants()
+    partial = partial_runs()
     plans: dict[tuple[str, str], Plan | PlanError] = {}
     return [_standing(tenant, seen[tenant.tenant_id], partial, plans, target or Target()) for tenant in tenants]
 
@@ -194,7 +194,7 @@ def standings(tenants: Sequence[Tenant], target: Target | None = None) -> list[S
 def _standing(
     tenant: Tenant,
     observation: Observation,
-    partial: frozenset[str],
+    partial: Mapping[str, int],
     plans: dict[tuple[str, str], Plan | PlanError],
     target: Target,
 ) -> Standing:
@@ -242,14 +242,20 @@ def try_plan(kind: str, applied: Applied, target: Target) -> Plan | PlanError:
         return error
 
 
-def _partial_tenants() -> frozenset[str]:
-    """Tenants whose newest run left them between two boundaries; one that never reached its tenant says nothing."""
+def how_to_repair(run_id: int) -> str:
+    return f"manage.py repairtenant --run={run_id}, or /runs/{run_id}/repair"
+
+
+def partial_runs(tenant_ids: Collection[str] | None = None) -> dict[str, int]:
+    """By tenant, the newest run that left it between two boundaries; one that never reached its tenant says nothing."""
     # From the few partial runs on: asking each tenant for its newest run would take as long as there are tenants.
     newer = MigrationRun.objects.filter(
         tenant=OuterRef("tenant"), pk__gt=OuterRef("pk"), applied_after__isnull=False
     ).order_by()
     partial = MigrationRun.objects.filter(~Exists(newer), state=RunState.PARTIAL).order_by()
-    return frozenset(partial.values_list("tenant_id", flat=True))
+    if tenant_ids is not None:
+        partial = partial.filter(tenant__in=tenant_ids)
+    return dict(partial.values_list("tenant_id", "pk"))
 
 
 def plan_for(tenant: Tenant, target: Target) -> Plan:

@@ -8,12 +8,12 @@ from typing import Any, Final
 from django.db import transaction
 from django.utils import timezone
 
-from migrations_api.exceptions import InvalidOptions, PlanChanged, RunActive, TenantHeld, TooManyRuns
+from migrations_api.exceptions import InvalidOptions, PlanChanged, RunActive, TenantHeld, TenantPartial, TooManyRuns
 from migrations_api.executor import Options
 from migrations_api.models import MigrationRun, RequestedVia, Rollout
 from migrations_api.orchestrator import observations
 from migrations_api.orchestrator.abandoned import settle_abandoned
-from migrations_api.orchestrator.fleet import plan_for
+from migrations_api.orchestrator.fleet import how_to_repair, partial_runs, plan_for
 from migrations_api.orchestrator.selection import Arrangement, Selector, arrange, concerned_tenants
 from migrations_api.orchestrator.sources import require_target
 from migrations_api.orchestrator.strategy import Strategy
@@ -52,17 +52,17 @@ def create(**values: Any) -> Tenant:
     return tenant
 
 
-def forget(tenant: Tenant, *, drop: bool) -> None:
-    """Forget a tenant that has no unfinished run; raises RunActive, or what forget_tenant() does."""
+def forget(tenant: Tenant, *, drop: bool) -> str:
+    """forget_tenant() for a tenant that has no unfinished run; raises RunActive as well."""
     settle_abandoned([tenant.tenant_id])
     with transaction.atomic():
-        _keep([tenant])
+        keep([tenant])
         if active := MigrationRun.objects.active().filter(tenant=tenant).first():
             raise RunActive(tenant.tenant_id, active.pk)
-        forget_tenant(tenant, drop=drop)
+        return forget_tenant(tenant, drop=drop)
 
 
-def _keep(tenants: Sequence[Tenant]) -> list[Tenant]:
+def keep(tenants: Sequence[Tenant]) -> list[Tenant]:
     """Lock the tenants' rows until the transaction ends: none is forgotten or held while it gets a run.
 
     Returns those that are left, as they are now.
@@ -88,24 +88,26 @@ def request_run(
     require_target(tenant.isolation, request.target)
     _prepare(request, [tenant.tenant_id])
     with transaction.atomic():
-        if not (kept := _keep([tenant])):
+        if not (kept := keep([tenant])):
             raise TenantNotFound(tenant.tenant_id)
         if kept[0].held_at is not None:
             raise TenantHeld(tenant.tenant_id, kept[0].held_by, kept[0].hold_reason)
+        if broken := partial_runs([tenant.pk]):
+            raise TenantPartial(tenant.tenant_id, how_to_repair(broken[tenant.pk]))
         # Under the tenant's lock only a run's end can come in between; the constraint holds whoever forgets the lock.
         if active := MigrationRun.objects.active().filter(tenant=tenant).first():
             raise RunActive(tenant.tenant_id, active.pk)
         run = _run(tenant, request)
         run.expected_digest = expected_digest
         run.retry_of = retry_of
-        run.lease_expires_at = _lease(request)
+        run.lease_expires_at = lease_of(request.via)
         run.save(force_insert=True)
     return run
 
 
-def _lease(request: Request) -> datetime | None:
+def lease_of(via: str) -> datetime | None:
     """A command carries out itself what it asks for; what the API asks for may wait for a coordinator, however long."""
-    if request.via != RequestedVia.COMMAND:
+    if via != RequestedVia.COMMAND:
         return None
     return timezone.now() + timedelta(seconds=load_conf().lease)
 
@@ -139,7 +141,7 @@ def request_rollout(
     chosen = concerned_tenants(tenants, request.target)
     _prepare(request)
     with transaction.atomic():
-        arranged = arrange(_keep(chosen), strategy)
+        arranged = arrange(keep(chosen), strategy)
         _require_somebody_free(arranged)
         rollout = Rollout.objects.create(
             selector=selector.as_dict(),
@@ -149,7 +151,7 @@ def request_rollout(
             retry_of=retry_of,
             foreground=request.via == RequestedVia.COMMAND,
             requested_by=request.by,
-            lease_expires_at=_lease(request),
+            lease_expires_at=lease_of(request.via),
             **_asked(request),
         )
         MigrationRun.objects.bulk_create(_runs(rollout, arranged, request), batch_size=1000)

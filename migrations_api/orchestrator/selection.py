@@ -14,6 +14,7 @@ from django.db.models import QuerySet
 from migrations_api.exceptions import InvalidOptions, UnknownRollout, UnknownTenants
 from migrations_api.models import MigrationRun, Rollout, TenantObservation
 from migrations_api.orchestrator.endings import NOT_MIGRATED
+from migrations_api.orchestrator.fleet import how_to_repair, partial_runs
 from migrations_api.orchestrator.observations import statuses_filter
 from migrations_api.orchestrator.sources import concerned_kinds
 from migrations_api.orchestrator.strategy import Amount, Strategy, split
@@ -214,11 +215,14 @@ def _left_out(tenants: Sequence[Tenant]) -> list[LeftOut]:
     ids = [tenant.pk for tenant in tenants]
     busy = dict(MigrationRun.objects.active().filter(tenant__in=ids).values_list("tenant_id", "pk"))
     partial = set(TenantObservation.objects.filter(pk__in=ids, partial=True).values_list("pk", flat=True))
-    found = ((tenant, _obstacle(tenant, busy, partial)) for tenant in tenants)
+    broken = partial_runs(ids)
+    found = ((tenant, _obstacle(tenant, busy, partial, broken)) for tenant in tenants)
     return [LeftOut(tenant=tenant, code=why[0], reason=why[1]) for tenant, why in found if why]
 
 
-def _obstacle(tenant: Tenant, busy: Mapping[str, int], partial: set[str]) -> tuple[str, str] | None:
+def _obstacle(
+    tenant: Tenant, busy: Mapping[str, int], partial: set[str], broken: Mapping[str, int]
+) -> tuple[str, str] | None:
     if tenant.held_at is not None:
         return "held", f"The tenant is held by {tenant.held_by or 'somebody'} ({tenant.hold_reason})."
     if tenant.suspended:
@@ -226,7 +230,8 @@ def _obstacle(tenant: Tenant, busy: Mapping[str, int], partial: set[str]) -> tup
     if tenant.pk in busy:
         return "run_active", f"Tenant '{tenant.tenant_id}' has an unfinished run: {busy[tenant.pk]}."
     if tenant.pk in partial:
-        return "partial", "The tenant stands between two migrations and has to be repaired, or migrated by itself."
+        how = f": {how_to_repair(broken[tenant.pk])}" if tenant.pk in broken else ", or migrated by itself"
+        return "partial", f"The tenant stands between two migrations and has to be repaired{how}."
     return None
 
 

@@ -9,6 +9,7 @@ from migrations_api.exceptions import InvalidTransition
 from migrations_api.executor import Options
 from migrations_api.models import MigrationRun, RequestedVia
 from migrations_api.orchestrator.endings import finish_if_done, give_up_unreadable, lock_rollout
+from migrations_api.orchestrator.fleet import how_to_repair
 from migrations_api.orchestrator.requests import Request, get_tenant, request_run
 from migrations_api.plan import Target
 from migrations_api.states import RunState
@@ -66,7 +67,9 @@ def retry_run(run: MigrationRun, *, by: str, via: str = RequestedVia.API, allow_
     Raises InvalidTransition unless the run failed, was canceled or was skipped, and what request_run() raises.
     """
     if run.state == RunState.PARTIAL:
-        raise InvalidTransition(f"Run {run.pk} left its tenant between two migrations; that needs a repair first.")
+        raise InvalidTransition(
+            f"Run {run.pk} left its tenant between two migrations; that needs a repair first: {how_to_repair(run.pk)}."
+        )
     if run.state not in RETRIABLE:
         raise InvalidTransition(f"Run {run.pk} is {run.state}; only a run that did not succeed can be retried.")
     target = Target(app_label=run.app_label or None, migration_name=run.migration_name or None)

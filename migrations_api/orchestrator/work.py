@@ -5,6 +5,7 @@ import random
 import time
 from datetime import timedelta
 
+from django.db import connection
 from django.db.models.functions import Now
 
 from migrations_api.dispatch.base import Emit, ShouldStop
@@ -13,8 +14,9 @@ from migrations_api.exceptions import OutcomeUnknown, TenantLocked
 from migrations_api.executor import End, Failure, Options, Outcome, execute, failure_of
 from migrations_api.log_context import about_run
 from migrations_api.models import MigrationRun
+from migrations_api.orchestrator import repairs
 from migrations_api.orchestrator.heartbeat import heartbeat
-from migrations_api.orchestrator.recorder import AttemptLost, Recorder
+from migrations_api.orchestrator.recorder import AttemptLost, Recorder, session_name
 from migrations_api.orchestrator.sources import source_for
 from migrations_api.plan import Target
 from tenants.conf import Conf, load_conf
@@ -30,6 +32,7 @@ def work(run_id: int, *, emit: Emit, should_stop: ShouldStop, requeues: bool = F
     pending again.
     """
     conf = load_conf()
+    _bound_transactions(conf.lease)
     run = MigrationRun.objects.claim(run_id, lease=conf.lease)
     if run is None:
         return
@@ -41,6 +44,13 @@ def work(run_id: int, *, emit: Emit, should_stop: ShouldStop, requeues: bool = F
             with heartbeat(run.pk, run.attempt, conf):
                 failure = _attempt(run, recorder)
                 run = _wait(run, recorder, failure, conf) if failure else None
+
+
+def _bound_transactions(seconds: float) -> None:
+    """A worker that is paused in the middle of writing a record keeps rows locked, which the coordinator waits for."""
+    with connection.cursor() as cursor:
+        milliseconds = f"{round(seconds * 1000)}"
+        cursor.execute("SELECT set_config('idle_in_transaction_session_timeout', %s, false)", [milliseconds])
 
 
 def _attempt(run: MigrationRun, recorder: Recorder) -> Failure | None:
@@ -61,7 +71,7 @@ def _attempt(run: MigrationRun, recorder: Recorder) -> Failure | None:
         recorder.finish(_end_of(error, run), failure)
         return None
     if outcome.failure is not None and outcome.failure.transient and outcome.end is End.FAILED and not last:
-        recorder.keep(outcome.results)
+        recorder.pause(outcome)
         return outcome.failure
     recorder.ended(outcome)
     return None
@@ -84,13 +94,15 @@ def _end_of(error: ServiceError, run: MigrationRun) -> str:
 
 
 def _execute(run: MigrationRun, recorder: Recorder) -> Outcome:
+    if run.repair_of_id is not None:
+        return repairs.carry_out(run, recorder)
     return execute(
         run.tenant,
         source_for(run.tenant.isolation),
         Target(app_label=run.app_label or None, migration_name=run.migration_name or None),
         Options(**run.options),
         observer=recorder,
-        application_name=f"tenant-migrations run={run.pk} tenant={run.tenant_id}",
+        application_name=session_name(run),
         # Once it was agreed to, the plan of a later attempt is what is left of it.
         plan_digest="" if run.applied_before_id else run.expected_digest,
     )

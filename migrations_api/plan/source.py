@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable, Mapping
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
@@ -32,14 +33,14 @@ class TenantLoader(MigrationLoader):
     """
 
     def __init__(self, source: "MigrationSource", applied: Iterable[Key]) -> None:
-        self._source = source
+        self.source = source
         self._known = dict.fromkeys([*applied, *source.outside_keys])
         super().__init__(None)
 
     def load_disk(self) -> None:
-        self.disk_migrations = dict(self._source.migrations)
-        self.unmigrated_apps = set(self._source.unmigrated_apps)
-        self.migrated_apps = {app_label for app_label, _ in self._source.migrations}
+        self.disk_migrations = {key: _own(migration) for key, migration in self.source.migrations.items()}
+        self.unmigrated_apps = set(self.source.unmigrated_apps)
+        self.migrated_apps = {app_label for app_label, _ in self.source.migrations}
 
     @property
     def applied_migrations(self) -> dict[Key, Any]:
@@ -49,6 +50,13 @@ class TenantLoader(MigrationLoader):
     def applied_migrations(self, value: Mapping[Key, Any]) -> None:
         # build_graph() assigns an empty dictionary where there is no connection.
         self._applied = dict(self._known)
+
+
+def _own(migration: Migration) -> Migration:
+    """With operations that receivers of pre_migrate may add to: what was read from disk serves every tenant."""
+    own: Any = copy(migration)
+    own.operations = list(migration.operations)
+    return own  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -72,6 +72,8 @@ _DESCRIPTIONS: Final = {
     "stream_rollout_events": "A rollout's progress as server-sent events, until it ends.",
     "stream_run_events": "A run's progress as server-sent events, until it ends. Polling the run tells as much.",
     "cancel_run": "Cancel a run: at once if it is pending, otherwise after the step in flight, or in it (`interrupt`).",
+    "get_run_repair": "What a partial run has left of the step in which it stopped, and the ways out; changes nothing.",
+    "repair_run": "Ask for a run that brings the tenant to one end of that step. What it does is checked, not guessed.",
     "skip_run": "Leave a tenant whose run is pending out of this rollout, with a reason.",
     "retry_run": "Ask once more for what a run that has ended was asked for; the new run's `retry_of` names it.",
     "list_rollouts": "Rollouts, the newest first.",
@@ -103,6 +105,7 @@ _REQUEST_EXAMPLES: Final = {
         "strategy": {"canary": 1, "waves": ["10%"], "bake_time": 300, "max_failures": "2%", "on_error": "pause"},
     },
     "hold_tenant": {"reason": "Waits for its data to be cleaned."},
+    "repair_run": {"way": "redo"},
     "skip_run": {"reason": "The customer asked for another day."},
     "pause_rollout": {"reason": "Errors at the canary."},
 }

@@ -2,16 +2,27 @@
 
 from typing import Any, ClassVar
 
+from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
-from migrations_api.models import MigrationRun, RunStep
+from migrations_api.models import MigrationRun, RepairWay, RunStep
 from migrations_api.states import RunState
 
 
 class RunStepSerializer(serializers.ModelSerializer[RunStep]):
     class Meta:
         model = RunStep
-        fields: ClassVar = ["app_label", "name", "backwards", "atomic", "state", "started_at", "seconds"]
+        fields: ClassVar = [
+            "app_label",
+            "name",
+            "backwards",
+            "atomic",
+            "state",
+            "started_at",
+            "seconds",
+            "operation",
+            "statements",
+        ]
         read_only_fields = fields
 
 
@@ -30,6 +41,9 @@ RUN_FIELDS = [
     "tenant_id",
     "rollout_id",
     "retry_of",
+    "repair_of",
+    "repair_way",
+    "repair_reason",
     "state",
     "waiting_cause",
     "app_label",
@@ -52,7 +66,13 @@ RUN_FIELDS = [
     "sqlstate",
     "failed_step",
     "message",
+    "findings",
 ]
+
+
+class FindingSerializer(serializers.Serializer[Any]):
+    code = serializers.CharField()
+    detail = serializers.CharField()
 
 
 class MigrationRunSummarySerializer(serializers.ModelSerializer[MigrationRun]):
@@ -61,7 +81,10 @@ class MigrationRunSummarySerializer(serializers.ModelSerializer[MigrationRun]):
     tenant_id = serializers.CharField()
     rollout_id = serializers.IntegerField(allow_null=True)
     retry_of = serializers.IntegerField(source="retry_of_id", allow_null=True)
+    repair_of = serializers.IntegerField(source="repair_of_id", allow_null=True)
+    repair_way = serializers.SerializerMethodField()
     options = RunOptionsSerializer()
+    findings = FindingSerializer(many=True)
     applied_before = serializers.CharField(
         source="applied_before_id", allow_null=True, help_text="Fingerprint of the applied set that the run found."
     )
@@ -73,6 +96,10 @@ class MigrationRunSummarySerializer(serializers.ModelSerializer[MigrationRun]):
         model = MigrationRun
         fields: ClassVar = RUN_FIELDS
         read_only_fields = fields
+
+    @extend_schema_field(serializers.ChoiceField(choices=RepairWay.choices, allow_null=True))
+    def get_repair_way(self, run: MigrationRun) -> str | None:
+        return run.repair_way or None
 
 
 class MigrationRunSerializer(MigrationRunSummarySerializer):

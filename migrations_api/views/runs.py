@@ -9,6 +9,7 @@ from rest_framework.response import Response
 
 from migrations_api.models import MigrationRun, RequestedVia, Role
 from migrations_api.orchestrator import verbs
+from migrations_api.orchestrator.repairs import diagnosis_of, request_repair
 from migrations_api.rest import docs
 from migrations_api.rest.accepted import accepted_run, accepting, run_data
 from migrations_api.rest.asking import grave_words
@@ -21,6 +22,7 @@ from migrations_api.rest.pagination import paginate
 from migrations_api.rest.permissions import require_role, role_of
 from migrations_api.serializers.bodies import CancelRequestSerializer, EmptyRequestSerializer, ReasonRequestSerializer
 from migrations_api.serializers.queries import RunListQuerySerializer
+from migrations_api.serializers.repairs import DiagnosisSerializer, RepairRequestSerializer
 from migrations_api.serializers.runs import MigrationRunSerializer, MigrationRunSummarySerializer
 
 
@@ -108,6 +110,31 @@ class RunSkipView(ServiceView):
         self.touched = [run.tenant_id]
         verbs.skip_run(run, by=request.user.get_username(), reason=body["reason"])
         return accepted_run(request, get_run(run_id))
+
+
+class RunRepairView(ServiceView):
+    required_roles: ClassVar = {"GET": Role.VIEWER, "POST": Role.ADMIN}
+    action_name = "repair_run"
+
+    @documented("get_run_repair", {200: DiagnosisSerializer}, errors=[404, 409, 502])
+    def get(self, request: Request, run_id: int) -> Response:
+        return Response(DiagnosisSerializer(diagnosis_of(get_run(run_id))).data)
+
+    @documented(
+        "repair_run",
+        {202: MigrationRunSerializer},
+        errors=[404, 409, 422],
+        request=RepairRequestSerializer,
+        parameters=[docs.IDEMPOTENCY_KEY, docs.PREFER, docs.LOCATION],
+    )
+    @accepting
+    def post(self, request: Request, run_id: int) -> Response:
+        body = self.body(RepairRequestSerializer).validated_data
+        run = get_run(run_id)
+        self.touched = [run.tenant_id]
+        repairing = request_repair(run, **body, by=request.user.get_username(), via=RequestedVia.API)
+        self.object_id = str(repairing.pk)
+        return accepted_run(request, repairing)
 
 
 class RunRetryView(ServiceView):

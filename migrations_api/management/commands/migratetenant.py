@@ -14,7 +14,7 @@ from migrations_api.management.base import (
 )
 from migrations_api.management.interrupt import graceful_stop
 from migrations_api.management.plans import check_question, write_plan
-from migrations_api.management.presenter import Presenter, describe
+from migrations_api.management.presenter import Presenter, describe, describe_finding
 from migrations_api.models import MigrationRun
 from migrations_api.orchestrator.fleet import plan_for
 from migrations_api.orchestrator.requests import get_tenant, request_run
@@ -59,6 +59,9 @@ def carry_out(command: ServiceCommand, run: MigrationRun, *, format: str, verbos
     run.refresh_from_db()
     if format == "json":
         command.write_json(MigrationRunSerializer(run).data)
+    elif verbosity >= 1:
+        for finding in run.findings:
+            command.stdout.write(f"Note: {describe_finding(finding)}")
     if run.state == RunState.CANCELED and run.error_code == "canceled":
         left = [f"  {step.app_label}/{step.name}.py" for step in run.steps.filter(state=StepState.PENDING)]
         head = f"Stopped migrating tenant '{run.tenant_id}'.{' Not started:' if left else ''}"
