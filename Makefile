@@ -36,6 +36,7 @@ bench: $(VENV)/installed
 	$(RUN) -m benchmarks fleet
 	$(RUN) -m benchmarks reads
 	$(RUN) -m benchmarks rollouts
+	$(RUN) -m benchmarks protocol
 
 # What clients are generated from; the tests compare it with the code.
 openapi: $(VENV)/installed
@@ -46,10 +47,13 @@ SECONDS ?= 300
 fuzz: $(VENV)/installed
 	FUZZ_SECONDS=$(SECONDS) $(RUN) -m pytest tests/test_schemathesis.py
 
-# Rollouts over whole fleets, whose workers, coordinator and broker are killed: an hour, and a table of what it measured.
-# The ordinary suite has the same tests with a few tenants.
+# Whole fleets and thousands of faults: some hours, and a table of what was measured; SOAK=0.1 is a tenth of it.
+# The ordinary suite has the same tests in small.
+SOAK ?= 1
 soak: $(VENV)/installed
-	SOAK=1 $(RUN) -m pytest tests/test_soak.py tests/test_scale.py
+	SOAK=$(SOAK) $(RUN) -m pytest tests/test_soak.py tests/test_scale.py tests/test_faults.py tests/test_orphans.py \
+		tests/test_never_twice.py tests/test_concurrently.py tests/test_lock_politeness.py tests/test_state_machine.py \
+		tests/test_names_corpus.py
 
 # The newest Django 6.x needs Python 3.12: make test-django6 PYTHON=python3.13
 test-django6:

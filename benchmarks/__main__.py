@@ -1,8 +1,8 @@
-"""python -m benchmarks fleet | reads | rollouts, each with --help: prints speeds, asserts none."""
+"""python -m benchmarks fleet | reads | rollouts | protocol, each with --help: prints speeds, asserts none."""
 
 import argparse
 
-from benchmarks import fleet, reads, rollouts
+from benchmarks import fleet, protocol, reads, rollouts
 
 
 def main() -> None:
@@ -18,6 +18,10 @@ def main() -> None:
     of_reads.add_argument("--clients", type=int, default=4)
     of_reads.add_argument("--seconds", type=float, default=20, help="How long to ask while nothing else goes on.")
     of_reads.set_defaults(measure=reads.measure)
+    of_protocol = benchmarks.add_parser("protocol", help=protocol.__doc__.splitlines()[0], description=protocol.__doc__)
+    of_protocol.add_argument("--tenants", type=int, default=100)
+    of_protocol.add_argument("--rounds", type=int, default=3)
+    of_protocol.set_defaults(measure=protocol.measure)
     of_rollouts = benchmarks.add_parser("rollouts", help=rollouts.__doc__.splitlines()[0], description=rollouts.__doc__)
     of_rollouts.add_argument("--tenants", type=int, default=200)
     of_rollouts.add_argument("--rounds", type=int, default=3, help="How often each is measured; the best counts.")

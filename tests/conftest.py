@@ -22,12 +22,15 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """What the tests of whole fleets measured, where they are run in their whole size."""
-    if soak.IS_WHOLE:
-        terminalreporter.section("measured")
-        for report in terminalreporter.getreports("passed") + terminalreporter.getreports("failed"):
-            for name, value in report.user_properties:
-                terminalreporter.line(f"{name:34} {value}")
+    """What a soak has measured, beside what it was to be."""
+    if not soak.IS_WHOLE:
+        return
+    terminalreporter.section("measured")
+    terminalreporter.line(f"{'goal':44} {'figure':28} measured")
+    for report in terminalreporter.getreports("passed") + terminalreporter.getreports("failed"):
+        for goal, told in report.user_properties:
+            figure, found = told if isinstance(told, list) else ("", told)
+            terminalreporter.line(f"{goal:44} {figure:28} {found}")
 
 
 @pytest.fixture(scope="session")

@@ -113,20 +113,30 @@ def boundaries(*targets: tuple[str, str], **broken: str) -> Boundaries:
     return {frozenset((app, name) for app, name in applied): tuple(lines) for applied, lines in found}
 
 
+def is_clean(found: Truth, stock_boundaries: Boundaries) -> bool:
+    """Whether the tenant stands where stock Django stands with just these applied; or is as empty as it was made."""
+    if not found.catalog and not found.rows:
+        return True
+    return not found.invalid and stock_boundaries.get(found.applied) == found.catalog
+
+
 def lies(run: MigrationRun, found: Truth, stock_boundaries: Boundaries) -> list[str]:
     """What the run says of its tenant that is not so, one line each."""
-    clean = not found.invalid and stock_boundaries.get(found.applied) == found.catalog
+    clean = is_clean(found, stock_boundaries)
     target = max(stock_boundaries, key=len)
     told = run.applied_after.keys if run.applied_after else None
-    done = {(step.app_label, step.name) for step in run.steps.all() if step.state in DONE}
-    planned = {(step.app_label, step.name) for step in run.steps.all()}
+    steps = {(step.app_label, step.name): step for step in run.steps.all()}
+    done = {key for key, step in steps.items() if step.state in DONE}
+    true = {key for key, step in steps.items() if (key in found.applied) != step.backwards}
+    # A repair brings its tenant to a boundary, and not further.
+    arrived = clean and (run.repair_of_id is not None or found.applied == target)
     claims = {
         "it has ended": not run.is_active,
-        "succeeded": run.state != "succeeded" or (clean and found.applied == target),
+        "succeeded": run.state != "succeeded" or arrived,
         f"{run.state}, on a boundary": run.state == "partial" or clean,
         "partial": run.state != "partial" or not clean,
         "what is applied now": told is None or told == found.applied,
-        "its steps": done == planned & found.applied,
+        "its steps": done == true,
         "each migration was recorded once": len(found.rows) == len(found.applied),
     }
     return [f"run {run.pk} of {run.tenant_id} ({run.state}): {claim}" for claim, holds in claims.items() if not holds]

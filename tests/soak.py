@@ -1,19 +1,28 @@
-"""How large the tests of whole fleets are: small in the ordinary suite, and whole where `make soak` says so."""
+"""How large the tests of fleets and faults are: small in the ordinary suite, and whole where `make soak` says so.
+
+SOAK=1 is the whole; SOAK=0.1 is a tenth of it, but never less than the ordinary suite has.
+"""
 
 import os
 import signal
 import statistics
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
-IS_WHOLE = os.environ.get("SOAK", "") not in {"", "0"}
+SHARE = float(os.environ.get("SOAK") or 0)
+IS_WHOLE = SHARE > 0
 # Of the whole sizes, with other work on the machine.
 LONG = 3600 if IS_WHOLE else 180  # seconds
 
 
 def sized(small: float, whole: float) -> float:
-    return whole if IS_WHOLE else small
+    return max(small, whole * SHARE) if IS_WHOLE else small
+
+
+def measured(record_property: Callable[[str, object], None], goal: str, figure: str, found: str) -> None:
+    """One row of the table that pytest prints at the end of a soak."""
+    record_property(goal, [figure, found])
 
 
 def children(pid: int) -> list[int]:

@@ -32,6 +32,7 @@ EXPECTED = {
     "runs/<int:run_id>/cancel": {"POST": "operator"},
     "runs/<int:run_id>/retry": {"POST": "operator"},
     "runs/<int:run_id>/skip": {"POST": "operator"},
+    "runs/<int:run_id>/repair": {"GET": "viewer", "POST": "admin"},
     "rollouts": {"GET": "viewer"},
     "rollouts/<int:rollout_id>/pause": {"POST": "operator"},
     "rollouts/<int:rollout_id>/resume": {"POST": "operator"},

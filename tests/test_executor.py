@@ -31,6 +31,7 @@ class Seen:
         self.plan: Plan | None = None
         self.events: list[tuple[str, str]] = []
         self.results: list[StepResult] = []
+        self.journaled: list[tuple[int, int]] = []
         self._stop_after = stop_after
         self._on_start = on_start
 
@@ -47,6 +48,9 @@ class Seen:
 
     def should_stop(self) -> bool:
         return len(self.results) == self._stop_after
+
+    def journal(self, step: Step, *, operation: int, statements: int) -> None:
+        self.journaled.append((operation, statements))
 
 
 def migrate(

@@ -343,6 +343,7 @@ def test_skipped__on_purpose_says_why_and_is_exit_0(trio: list[Tenant], make_ten
 def test_skipped__and_left_behind_is_exit_3(trio: list[Tenant], broken: Callable[..., None]) -> None:
     broken(orders="orders_failing_nonatomic")
     manage("migratetenant", "--tenant-id=globex")
+    partial = MigrationRun.objects.get()
     run = MigrationRun.objects.create(tenant=trio[0], requested_via="api")
 
     result = manage("migratealltenants", *FIRST)
@@ -351,7 +352,8 @@ def test_skipped__and_left_behind_is_exit_3(trio: list[Tenant], broken: Callable
     assert result.err == (
         f"✗ Tenant 'acme' has an unfinished run: {run.pk}.\n"
         "✗ Tenant 'globex' was not migrated: "
-        "The tenant stands between two migrations and has to be repaired, or migrated by itself.\n"
+        "The tenant stands between two migrations and has to be repaired: "
+        f"manage.py repairtenant --run={partial.pk}, or /runs/{partial.pk}/repair.\n"
         "What a dead process left is settled 30 seconds after its end; then try again.\n"
         f"For those that were not migrated: manage.py rollout retry {rollout.pk}\n"
         "CommandError: 2 of 3 tenants were not migrated.\n"

@@ -606,7 +606,10 @@ def closed_gate(tenant: Tenant) -> Iterator[psycopg2.extensions.connection]:
 @contextmanager
 def when_it_waits(tenant: Tenant, do: Callable[[], object]) -> Iterator[None]:
     """Do that, from a session of its own, once the tenant's migration in the block waits for the gate."""
-    waits = "SELECT 1 FROM pg_stat_activity WHERE state = 'active' AND query LIKE 'DO $$ BEGIN WHILE NOT pg_try_%'"
+    waits = (
+        "SELECT 1 FROM pg_stat_activity WHERE datname = current_database()"
+        " AND state = 'active' AND query LIKE 'DO $$ BEGIN WHILE NOT pg_try_%'"
+    )
     connected = threading.Event()
 
     def watch() -> None:
