@@ -432,6 +432,8 @@ def test_parity__a_broken_migration_leaves_the_same_rows(
     over_http = rows(asked)
 
     catalog.query(catalog.tenant_dsn(tenant), "DROP SCHEMA public_globex CASCADE; CREATE SCHEMA public_globex")
+    # With its schema, what stood between two migrations is gone.
+    MigrationRun.objects.filter(pk=asked.pk).update(applied_after=None, state="failed")
     manage("migratetenant", "--tenant-id=globex", "orders")
     assert over_http == rows(MigrationRun.objects.get(requested_via="command"))
 

@@ -10,6 +10,7 @@ from migrations_api.exceptions import ConflictingMigrations, InconsistentHistory
 from migrations_api.models import MigrationRun
 from migrations_api.orchestrator import fleet
 from migrations_api.orchestrator.fleet import migration_records, observe, plan_for, plans_for, standings
+from migrations_api.orchestrator.repairs import request_repair
 from migrations_api.orchestrator.requests import Request, request_run
 from migrations_api.orchestrator.work import work
 from migrations_api.plan import Target
@@ -165,6 +166,10 @@ def test_standings__partial_until_a_newer_run_succeeds(make_tenant: MakeTenant) 
     migrate(tenant, "users", "0001")
     MigrationRun.objects.update(state="partial")
     assert standings([tenant])[0].status == "partial"
+    run = MigrationRun.objects.get()
+    marked = request_repair(run, "mark", reason="Seen to.", by="ann", via="command")
+    work(marked.pk, emit=lambda event: None, should_stop=lambda: False)
+    assert standings([tenant])[0].status == "pending"
     migrate(tenant)
     assert standings([tenant])[0].status == "up_to_date"
 

@@ -19,6 +19,7 @@ from migrations_api.orchestrator.observations import (
     statuses_filter,
     stored_standings,
 )
+from migrations_api.orchestrator.repairs import request_repair
 from migrations_api.orchestrator.requests import Request, request_run
 from migrations_api.orchestrator.work import work
 from migrations_api.plan import Target
@@ -215,7 +216,9 @@ def test_run__half_done_is_partial_until_another_ends_well(
     refresh()
     assert by_status() == {TenantStatus.PARTIAL: "globex"}
 
-    migrate(tenant, "orders", "0003", fake=True)
+    run = MigrationRun.objects.get()
+    marked = request_repair(run, "mark", reason="Seen to.", by="ann", via="command")
+    work(marked.pk, emit=lambda event: None, should_stop=lambda: False)
     assert TenantStatus.PARTIAL not in by_status()
 
 

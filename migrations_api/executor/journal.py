@@ -43,7 +43,7 @@ def is_whole(operation: Operation) -> bool:
     return bool(operation.atomic) or type(operation) in {CreateModel, DeleteModel}
 
 
-def _may_commit(statement: str) -> bool:
+def may_commit(statement: str) -> bool:
     return bool(COMMITS.search(statement)) or bool(ENDS.search(BODY.sub("", statement)))
 
 
@@ -95,7 +95,7 @@ class JournalKeeper:
             return execute(sql, params, many, context)
         except DatabaseError as error:
             # What the server refused is not done; without its answer nobody knows.
-            if self._has_answered(error) and not many and not _may_commit(str(sql)):
+            if self._has_answered(error) and not many and not may_commit(str(sql)):
                 self._begin(-1)
             raise
 
