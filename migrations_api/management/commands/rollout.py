@@ -75,7 +75,8 @@ class Command(ServiceCommand):
             self.write_json(rows)
         elif rows:
             cells = map(_cells, found, rows)
-            write_table(self.stdout, COLUMNS, [[str(each[name]) for name in COLUMNS] for each in cells])
+            shown = [["" if each[name] is None else str(each[name]) for name in COLUMNS] for each in cells]
+            write_table(self.stdout, COLUMNS, shown)
         else:
             self.stdout.write("There are no rollouts. Start one with: manage.py migratealltenants")
 
