@@ -141,6 +141,10 @@ class UnknownRollout(ServiceError):
     code = "unknown_rollout"
 
 
+def held_by(by: str, reason: str) -> str:
+    return f"held by {by or 'somebody'} ({reason})"
+
+
 class TenantHeld(ServiceError):
     """The tenant is held."""
 
@@ -148,7 +152,7 @@ class TenantHeld(ServiceError):
 
     def __init__(self, tenant_id: str, by: str, reason: str) -> None:
         self.tenant_id = tenant_id
-        super().__init__(f"Tenant '{tenant_id}' is held by {by or 'somebody'} ({reason}). Release it first.")
+        super().__init__(f"Tenant '{tenant_id}' is {held_by(by, reason)}. Release it first.")
 
 
 class TenantPartial(ServiceError):

@@ -5,13 +5,13 @@ from typing import Final
 from django.db.models import F, Q
 from django.db.models.functions import Now
 
-from migrations_api.exceptions import OutcomeUnknown, RunActive
+from migrations_api.exceptions import OutcomeUnknown, RunActive, TenantPartial
 from migrations_api.models import MigrationRun, Rollout, TenantObservation
 from migrations_api.models.runs import MigrationRunQuerySet
 from migrations_api.states import RunState
 
 # Of what a rollout left out, this is not where it was to be brought: the rollout must not say that it succeeded then.
-LEFT_BEHIND: Final = (RunActive.code, RunState.PARTIAL.value)
+LEFT_BEHIND: Final = (RunActive.code, TenantPartial.code)
 NOT_MIGRATED: Final = Q(state__in=[RunState.FAILED, RunState.PARTIAL, RunState.CANCELED]) | Q(
     state=RunState.SKIPPED, error_code__in=LEFT_BEHIND
 )

@@ -3,7 +3,7 @@
 from django.db import transaction
 from django.db.models.functions import Now
 
-from migrations_api.exceptions import InvalidTransition
+from migrations_api.exceptions import InvalidTransition, TenantHeld, held_by
 from migrations_api.models import MigrationRun
 from migrations_api.orchestrator.endings import finish_if_done, lock_rollout
 from migrations_api.states import RunState
@@ -21,7 +21,7 @@ def hold(tenant: Tenant, *, by: str, reason: str) -> None:
         # Whoever asks for a run locks this row as well.
         if not rows.update(held_at=Now(), held_by=by, hold_reason=reason):
             raise TenantNotFound(tenant.tenant_id)
-        message = f"The tenant is held by {by or 'somebody'} ({reason})."
+        message = f"The tenant is {held_by(by, reason)}."
         pending = MigrationRun.objects.filter(tenant=tenant, state=RunState.PENDING)
         for run in pending:
             rollout = lock_rollout(run)
@@ -29,7 +29,7 @@ def hold(tenant: Tenant, *, by: str, reason: str) -> None:
             # One that has begun, and waits to be carried on with, has not been left out: its tenant may be half-way.
             action = "cancel" if run.attempt else "skip"
             mine.filter(attempt=run.attempt).transition(
-                action, finished_at=Now(), error_code="held", message=message[:1000]
+                action, finished_at=Now(), error_code=TenantHeld.code, message=message[:1000]
             )
             if rollout is not None:
                 finish_if_done(rollout)

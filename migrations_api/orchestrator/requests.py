@@ -1,7 +1,7 @@
 """What a caller asks for becomes rows; nothing is carried out here."""
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any, Final
 
@@ -36,6 +36,17 @@ class Request:
     options: Options = field(default_factory=Options)
     by: str = ""
     via: str = RequestedVia.COMMAND
+
+
+def target_of(asked: MigrationRun | Rollout) -> Target:
+    return Target(app_label=asked.app_label or None, migration_name=asked.migration_name or None)
+
+
+def same_again(asked: MigrationRun | Rollout, *, by: str, via: str, allow_backwards: bool) -> Request:
+    """The same target and options as that one's; `allow_backwards` can only take a right away."""
+    options = Options(**asked.options)
+    options = replace(options, allow_backwards=options.allow_backwards and allow_backwards)
+    return Request(target=target_of(asked), options=options, by=by, via=via)
 
 
 def get_tenant(tenant_id: str) -> Tenant:

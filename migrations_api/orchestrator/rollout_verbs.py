@@ -1,6 +1,5 @@
 """What can be done with a rollout that exists. Each verb holds its row, so that of two that race one comes second."""
 
-from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -9,7 +8,6 @@ from django.db.models import Q
 from django.db.models.functions import Coalesce, Now
 
 from migrations_api.exceptions import InvalidTransition
-from migrations_api.executor import Options
 from migrations_api.models import RequestedVia, Rollout
 from migrations_api.orchestrator.advance import (
     TOO_MANY_FAILURES,
@@ -20,10 +18,9 @@ from migrations_api.orchestrator.advance import (
 )
 from migrations_api.orchestrator.endings import finish_if_done, give_up_unreadable
 from migrations_api.orchestrator.readiness import is_coordinated
-from migrations_api.orchestrator.requests import Request, request_rollout
+from migrations_api.orchestrator.requests import request_rollout, same_again
 from migrations_api.orchestrator.selection import Selector, select
 from migrations_api.orchestrator.strategy import Strategy
-from migrations_api.plan import Target
 from migrations_api.states import (
     ACTIVE_ROLLOUT_STATES,
     FAILED_RUN_STATES,
@@ -133,13 +130,7 @@ def retry_rollout(rollout: Rollout, *, by: str, via: str = RequestedVia.API, all
     tenants = select(selector)
     if not tenants:
         raise InvalidTransition(f"Rollout {rollout.pk} has left no tenant behind; there is nothing to retry.")
-    options = Options(**rollout.options)
-    request = Request(
-        target=Target(app_label=rollout.app_label or None, migration_name=rollout.migration_name or None),
-        options=replace(options, allow_backwards=options.allow_backwards and allow_backwards),
-        by=by,
-        via=via,
-    )
+    request = same_again(rollout, by=by, via=via, allow_backwards=allow_backwards)
     strategy = Strategy.from_dict(rollout.strategy)
     return request_rollout(tenants, request, strategy=strategy, selector=selector, retry_of=rollout)
 

@@ -11,7 +11,15 @@ from typing import Any, Final
 
 from django.db.models import QuerySet
 
-from migrations_api.exceptions import InvalidOptions, UnknownRollout, UnknownTenants
+from migrations_api.exceptions import (
+    InvalidOptions,
+    RunActive,
+    TenantHeld,
+    TenantPartial,
+    UnknownRollout,
+    UnknownTenants,
+    held_by,
+)
 from migrations_api.models import MigrationRun, Rollout, TenantObservation
 from migrations_api.orchestrator.endings import NOT_MIGRATED
 from migrations_api.orchestrator.fleet import how_to_repair, partial_runs
@@ -224,14 +232,14 @@ def _obstacle(
     tenant: Tenant, busy: Mapping[str, int], partial: set[str], broken: Mapping[str, int]
 ) -> tuple[str, str] | None:
     if tenant.held_at is not None:
-        return "held", f"The tenant is held by {tenant.held_by or 'somebody'} ({tenant.hold_reason})."
+        return TenantHeld.code, f"The tenant is {held_by(tenant.held_by, tenant.hold_reason)}."
     if tenant.suspended:
         return "suspended", "The tenant is suspended."
     if tenant.pk in busy:
-        return "run_active", f"Tenant '{tenant.tenant_id}' has an unfinished run: {busy[tenant.pk]}."
+        return RunActive.code, RunActive(tenant.tenant_id, busy[tenant.pk]).message
     if tenant.pk in partial:
         how = f": {how_to_repair(broken[tenant.pk])}" if tenant.pk in broken else ", or migrated by itself"
-        return "partial", f"The tenant stands between two migrations and has to be repaired{how}."
+        return TenantPartial.code, f"The tenant stands between two migrations and has to be repaired{how}."
     return None
 
 

@@ -1,17 +1,13 @@
 """What can be done with a run that exists."""
 
-from dataclasses import replace
-
 from django.db import transaction
 from django.db.models.functions import Now
 
 from migrations_api.exceptions import InvalidTransition
-from migrations_api.executor import Options
 from migrations_api.models import MigrationRun, RequestedVia
 from migrations_api.orchestrator.endings import finish_if_done, give_up_unreadable, lock_rollout
 from migrations_api.orchestrator.fleet import how_to_repair
-from migrations_api.orchestrator.requests import Request, get_tenant, request_run
-from migrations_api.plan import Target
+from migrations_api.orchestrator.requests import get_tenant, request_run, same_again
 from migrations_api.states import RunState
 
 SKIPPED = "skipped"
@@ -72,8 +68,5 @@ def retry_run(run: MigrationRun, *, by: str, via: str = RequestedVia.API, allow_
         )
     if run.state not in RETRIABLE:
         raise InvalidTransition(f"Run {run.pk} is {run.state}; only a run that did not succeed can be retried.")
-    target = Target(app_label=run.app_label or None, migration_name=run.migration_name or None)
-    options = Options(**run.options)
-    options = replace(options, allow_backwards=options.allow_backwards and allow_backwards)
-    request = Request(target=target, options=options, by=by, via=via)
+    request = same_again(run, by=by, via=via, allow_backwards=allow_backwards)
     return request_run(get_tenant(run.tenant_id), request, retry_of=run)

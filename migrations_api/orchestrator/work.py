@@ -17,8 +17,8 @@ from migrations_api.models import MigrationRun
 from migrations_api.orchestrator import repairs
 from migrations_api.orchestrator.heartbeat import heartbeat
 from migrations_api.orchestrator.recorder import AttemptLost, Recorder, session_name
+from migrations_api.orchestrator.requests import target_of
 from migrations_api.orchestrator.sources import source_for
-from migrations_api.plan import Target
 from tenants.conf import Conf, load_conf
 from tenants.exceptions import AuthenticationFailed, NotProvisioned, ServerUnreachable, ServiceError
 
@@ -99,7 +99,7 @@ def _execute(run: MigrationRun, recorder: Recorder) -> Outcome:
     return execute(
         run.tenant,
         source_for(run.tenant.isolation),
-        Target(app_label=run.app_label or None, migration_name=run.migration_name or None),
+        target_of(run),
         Options(**run.options),
         observer=recorder,
         application_name=session_name(run),
