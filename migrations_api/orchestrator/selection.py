@@ -2,12 +2,12 @@
 
 import hashlib
 import secrets
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import reduce
 from operator import or_
-from typing import Any, Final
+from typing import ClassVar, Final
 
 from django.db.models import QuerySet
 
@@ -25,6 +25,7 @@ from migrations_api.orchestrator.endings import NOT_MIGRATED
 from migrations_api.orchestrator.fleet import how_to_repair, partial_runs
 from migrations_api.orchestrator.observations import statuses_filter
 from migrations_api.orchestrator.sources import concerned_kinds
+from migrations_api.orchestrator.stored import Stored
 from migrations_api.orchestrator.strategy import Amount, Strategy, split
 from migrations_api.plan import Target
 from migrations_api.states import FAILED_RUN_STATES
@@ -61,12 +62,20 @@ class Shard:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Selector:
+class Selector(Stored):
     """Which tenants: those that fit everything given. Without anything, all of them.
 
     `failed_in` and `unfinished_in` name an earlier rollout. Of those that fit, `shard` leaves one part and `sample` so
     many, chosen by `seed`.
     """
+
+    readers: ClassVar = {
+        "tenant_ids": tuple,
+        "exclude": tuple,
+        "status": tuple,
+        "shard": Shard.parse,
+        "sample": Amount.parse,
+    }
 
     tenant_ids: tuple[str, ...] | None = None
     exclude: tuple[str, ...] = ()
@@ -92,31 +101,6 @@ class Selector:
         if self.sample is None or self.seed is not None:
             return self
         return replace(self, seed=secrets.randbelow(2**31))
-
-    def as_dict(self) -> dict[str, Any]:
-        """What was given, as JSON has it."""
-        given = {each.name: getattr(self, each.name) for each in fields(self)}
-        return {name: _written(value) for name, value in given.items() if value not in (None, (), {})}
-
-    @classmethod
-    def from_dict(cls, given: Mapping[str, Any]) -> "Selector":
-        """The reverse of as_dict(); raises InvalidOptions."""
-        return cls(**{name: _READ[name](each) if name in _READ else each for name, each in given.items()})
-
-
-_READ: Final[dict[str, Callable[[Any], Any]]] = {
-    "tenant_ids": tuple,
-    "exclude": tuple,
-    "status": tuple,
-    "shard": Shard.parse,
-    "sample": Amount.parse,
-}
-
-
-def _written(value: Any) -> Any:
-    if isinstance(value, tuple):
-        return list(value)
-    return value.value if isinstance(value, Amount | Shard) else value
 
 
 def select(selector: Selector) -> list[Tenant]:

@@ -1,13 +1,14 @@
 """How a rollout goes through its tenants: waves, budgets, caps. Over numbers alone; nothing here reads a row."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from decimal import Decimal
 from enum import StrEnum
 from re import compile as pattern
-from typing import Any, Final, TypeVar
+from typing import Any, ClassVar, Final, TypeVar
 
 from migrations_api.exceptions import InvalidOptions
+from migrations_api.orchestrator.stored import Stored
 
 NUMBER: Final = pattern("[0-9]{1,7}")
 PERCENT: Final = pattern(r"((?:100|[0-9]{1,2})(?:\.[0-9]{1,4})?)%")
@@ -106,12 +107,19 @@ class Group:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Strategy:
+class Strategy(Stored):
     """How a rollout goes through its tenants. Times are in seconds; percentages are of all its tenants.
 
     `max_concurrency` limits the tenants in flight, `max_per_database` those of one database server. The tenants that
     `canary` and `waves` leave over are the last wave.
     """
+
+    readers: ClassVar = {
+        "max_concurrency": Amount.parse,
+        "max_failures": Amount.parse,
+        "canary": Group.parse,
+        "waves": lambda given: tuple(map(Group.parse, given)),
+    }
 
     max_concurrency: Amount | None = None
     max_per_database: int | None = None
@@ -142,18 +150,6 @@ class Strategy:
     def groups(self) -> tuple[Group, ...]:
         return (*([self.canary] if self.canary else []), *self.waves)
 
-    def as_dict(self) -> dict[str, Any]:
-        """What differs from the defaults, as JSON has it."""
-        given = {
-            each.name: getattr(self, each.name) for each in fields(self) if getattr(self, each.name) != each.default
-        }
-        return {name: _written(value) for name, value in given.items()}
-
-    @classmethod
-    def from_dict(cls, given: Mapping[str, Any]) -> "Strategy":
-        """The reverse of as_dict(); raises InvalidOptions."""
-        return cls(**{name: _READ[name](value) if name in _READ else value for name, value in given.items()})
-
     def allowed_failures(self, total: int) -> int | None:
         """How many tenants may fail; None is any number."""
         if self.max_failures is not None:
@@ -173,20 +169,6 @@ class Strategy:
         if self.failure_mode == FailureMode.STRICT and allowed is not None:
             caps.append(allowed + 1 - failed - in_flight)
         return max(0, min(caps))
-
-
-_READ: Final[dict[str, Callable[[Any], Any]]] = {
-    "max_concurrency": Amount.parse,
-    "max_failures": Amount.parse,
-    "canary": Group.parse,
-    "waves": lambda given: tuple(map(Group.parse, given)),
-}
-
-
-def _written(value: Any) -> Any:
-    if isinstance(value, tuple):
-        return [each.value for each in value]
-    return value.value if isinstance(value, Amount | Group) else value
 
 
 def split(tenants: Sequence[T], groups: Iterable[Group], *, labels: Callable[[T], Mapping[str, str]]) -> list[list[T]]:
