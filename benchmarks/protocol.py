@@ -29,6 +29,7 @@ def measure(*, tenants: int, rounds: int) -> None:
         try:
             subprocess.run([sys.executable, "manage.py", "migrate", "-v0"], cwd=ROOT, env=environment, check=True)
             command = [sys.executable, "-m", "benchmarks.unprotected", f"--tenants={tenants}", f"--rounds={rounds}"]
+            command.append(f"--server={server.pid}")
             subprocess.run(
                 command, cwd=ROOT, env={**environment, "DJANGO_SETTINGS_MODULE": "service.settings"}, check=True
             )

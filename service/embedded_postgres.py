@@ -100,6 +100,11 @@ class EmbeddedPostgres:
     def is_running(self) -> bool:
         return self._is_held() and self._is_ready()
 
+    @property
+    def pid(self) -> int:
+        """Of a running server; another's that has taken the number, once it is killed."""
+        return int((self._data / "postmaster.pid").read_text().split()[0])
+
     @contextmanager
     def _exclusive(self) -> Iterator[None]:
         try:
@@ -129,7 +134,7 @@ class EmbeddedPostgres:
         # Nobody answers for a killed server, whose pid may be a stranger's by now.
         with suppress(FileNotFoundError, ProcessLookupError):
             if self._is_ready():
-                os.kill(int((self._data / "postmaster.pid").read_text().split()[0]), how)
+                os.kill(self.pid, how)
         return False
 
     def _wait(self, condition: Callable[[], bool], complaint: str) -> None:

@@ -91,9 +91,22 @@ def _is_name(value: object) -> bool:
     return isinstance(value, str) and value != ""
 
 
+_loaded: dict[str, Conf] = {}
+
+
 def load_conf() -> Conf:
     """The settings as they stand; raises ValueError with what is wrong and what is allowed."""
     setting = getattr(settings, "TENANT_MIGRATIONS", {})
+    # Asked for several times in each run, and checked once.
+    key = repr(setting)
+    if (conf := _loaded.get(key)) is None:
+        conf = _load(setting)
+        _loaded.clear()
+        _loaded[key] = conf
+    return conf
+
+
+def _load(setting: object) -> Conf:
     if not isinstance(setting, Mapping):
         raise ValueError(f"it is {setting!r}; it takes a dictionary.")
     given: dict[str, Any] = dict(setting)

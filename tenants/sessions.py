@@ -3,8 +3,9 @@
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, fields
-from typing import Final, NoReturn
+from typing import Any, Final, NoReturn
 
+from django.conf import settings
 from django.db import DEFAULT_DB_ALIAS
 from django.db.backends.postgresql.base import DatabaseWrapper
 
@@ -24,22 +25,29 @@ from tenants.exceptions import (
 )
 from tenants.models import Isolation, Tenant
 from tenants.servers import DatabaseSettings, server_settings
+from tenants.watch import KEEPALIVES, OwnSession, Question, Reader, Watch
 
 MINIMUM_SERVER_VERSION = 140000
 
 
 @dataclass(frozen=True, kw_only=True)
 class SessionFacts:
-    """What one round trip tells of a new session, before it is trusted."""
+    """What a new session says of itself, before it is trusted."""
 
     database: str
-    schema: str | None
     user: str
-    is_superuser: bool
     backend_pid: int
     server_version: int
     standby: bool
     read_only: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class HomeFacts:
+    """What the catalog says of the tenant's schema, and of what the user may do there."""
+
+    schema: str | None
+    is_superuser: bool
     may_use: bool | None
     may_create: bool | None
     is_control_plane: bool
@@ -51,11 +59,17 @@ class SessionFacts:
     closed: list[str]
 
 
+# No catalog is read: a new session has none of it at hand.
+SESSION_SQL: Final = """
+    SELECT current_database(), current_user::text, pg_backend_pid(), current_setting('server_version_num')::int,
+           pg_is_in_recovery(), current_setting('transaction_read_only')::bool
+"""
 # Each row is looked up by a unique index: the catalog may hold many thousands of schemas.
-FACTS_SQL = """
-    SELECT current_database(), n.nspname, current_user, (SELECT rolsuper FROM pg_roles WHERE rolname = current_user),
-           pg_backend_pid(), current_setting('server_version_num')::int,
-           pg_is_in_recovery(), current_setting('transaction_read_only')::bool,
+HOME: Final = Question(
+    name="home",
+    types=("text[]", "text"),
+    statement="""
+    SELECT n.nspname::text, (SELECT rolsuper FROM pg_roles WHERE rolname = current_user),
            has_schema_privilege(n.oid, 'USAGE'), has_schema_privilege(n.oid, 'CREATE'),
            EXISTS (SELECT FROM pg_class c WHERE c.relnamespace = n.oid AND c.relname = 'tenants_tenant'),
            CASE WHEN r.oid IS NOT NULL THEN r.relkind IN ('r', 'p') AND 4 =
@@ -68,16 +82,8 @@ FACTS_SQL = """
                   WHERE e.nspname = ANY(%s) AND NOT has_schema_privilege(e.oid, 'USAGE'))
       FROM (SELECT 1) one LEFT JOIN pg_namespace n ON n.nspname = %s
       LEFT JOIN pg_class r ON r.relnamespace = n.oid AND r.relname = 'django_migrations'
-"""
-
-
-# Of libpq: what is sent and not acknowledged, and a server that is silent, are noticed within half a minute.
-KEEPALIVES: Final = {
-    "keepalives_idle": 15,
-    "keepalives_interval": 5,
-    "keepalives_count": 3,
-    "tcp_user_timeout": 30_000,
-}
+""",
+)
 
 
 def session_settings(tenant: Tenant, *, application_name: str) -> DatabaseSettings:
@@ -87,7 +93,7 @@ def session_settings(tenant: Tenant, *, application_name: str) -> DatabaseSettin
     the next one. RESET ROLE comes back to the tenant's role.
     """
     conf = load_conf()
-    settings = backend_for(tenant).connection_settings(tenant)
+    server = backend_for(tenant).connection_settings(tenant)
     path = ",".join(_quoted(schema) for schema in (tenant.schema_name, *conf.extra_search_path))
     startup = {
         "search_path": path,
@@ -99,17 +105,19 @@ def session_settings(tenant: Tenant, *, application_name: str) -> DatabaseSettin
         "tcp_keepalives_idle": "15",
         "tcp_keepalives_interval": "5",
         "tcp_keepalives_count": "3",
+        # What Django would set in a statement of its own.
+        "TimeZone": "UTC" if settings.USE_TZ else settings.TIME_ZONE,
     }
     if tenant.role_name:
         startup["role"] = tenant.role_name
-    settings["OPTIONS"] = {
+    server["OPTIONS"] = {
         **KEEPALIVES,
-        **settings.get("OPTIONS", {}),
+        **server.get("OPTIONS", {}),
         "application_name": application_name[:63],
         "connect_timeout": max(2, round(conf.connect_timeout)),
         "options": " ".join(f"-c {name}={_escaped(value)}" for name, value in startup.items()),
     }
-    return {**settings, "ATOMIC_REQUESTS": False, "AUTOCOMMIT": True, "CONN_MAX_AGE": None, "CONN_HEALTH_CHECKS": False}
+    return {**server, "ATOMIC_REQUESTS": False, "AUTOCOMMIT": True, "CONN_MAX_AGE": None, "CONN_HEALTH_CHECKS": False}
 
 
 def _quoted(schema: str) -> str:
@@ -122,8 +130,12 @@ def _escaped(value: str) -> str:
 
 
 @contextmanager
-def tenant_session(tenant: Tenant, *, application_name: str, writable: bool = True) -> Iterator[DatabaseWrapper]:
+def tenant_session(
+    tenant: Tenant, *, application_name: str, writable: bool = True, watch: Watch | None = None
+) -> Iterator[DatabaseWrapper]:
     """A new connection to the tenant that has passed every check; closed afterwards.
+
+    With `watch`, that session answers what can be asked of any in the same database.
 
     Raises NotProvisioned, IsControlPlane, PermissionDenied, ForeignRecord, ServerUnreachable, AuthenticationFailed or
     ServerError before anything was changed.
@@ -133,8 +145,9 @@ def tenant_session(tenant: Tenant, *, application_name: str, writable: bool = Tr
     with closing(connection):
         _connect(connection, tenant)
         with translated():
-            facts = _facts(connection, tenant)
-        _check(tenant, facts, connection, writable=writable)
+            _check_session(tenant, _session_facts(connection), connection, writable=writable)
+            home = _home_facts(watch or OwnSession(connection), tenant)
+        _check_home(tenant, home, connection, writable=writable)
         # A silent reconnect would be a session without the lock that its work is done under.
         connection.connect = _refuse_reconnect  # type: ignore[method-assign]
         yield connection
@@ -158,71 +171,77 @@ def _connect(connection: DatabaseWrapper, tenant: Tenant) -> None:
         raise
 
 
-def _facts(connection: DatabaseWrapper, tenant: Tenant) -> SessionFacts:
+def _session_facts(connection: DatabaseWrapper) -> SessionFacts:
     with connection.cursor() as cursor:
-        cursor.execute(FACTS_SQL, [list(load_conf().extra_search_path), tenant.schema_name])
-        row = cursor.fetchone()
-    return SessionFacts(**dict(zip((field.name for field in fields(SessionFacts)), row, strict=True)))
+        cursor.execute(SESSION_SQL)
+        return SessionFacts(**_named(SessionFacts, cursor.fetchone()))
 
 
-def _check(tenant: Tenant, facts: SessionFacts, connection: DatabaseWrapper, *, writable: bool) -> None:
-    """The first finding counts: those that make the others meaningless come first."""
-    where = f"schema '{tenant.schema_name}' of database '{facts.database}' on server '{tenant.database}'"
+def _home_facts(reader: Reader, tenant: Tenant) -> HomeFacts:
+    [row] = reader.rows(HOME, list(load_conf().extra_search_path), tenant.schema_name)
+    return HomeFacts(**_named(HomeFacts, row))
+
+
+def _named(kind: type[SessionFacts | HomeFacts], row: tuple[Any, ...]) -> dict[str, Any]:
+    return dict(zip((field.name for field in fields(kind)), row, strict=True))
+
+
+# The first finding counts: those that make the others meaningless come first.
+def _check_session(tenant: Tenant, facts: SessionFacts, connection: DatabaseWrapper, *, writable: bool) -> None:
     require_direct(facts.backend_pid, connection)
     if facts.database != connection.settings_dict["NAME"]:
         raise ServerError(
             f"Server '{tenant.database}' leads to database '{facts.database}' instead of "
             f"'{connection.settings_dict['NAME']}'."
         )
-    _check_user(tenant, facts)
-    if facts.schema is None:
-        raise NotProvisioned(f"The {where} does not exist.")
-    if facts.is_control_plane:
-        raise IsControlPlane(f"The {where} holds a control plane; a tenant never shares it.")
+    if tenant.role_name and facts.user != tenant.role_name:
+        raise ServerError(f"The session is '{facts.user}' instead of the tenant's role '{tenant.role_name}'.")
     if facts.server_version < MINIMUM_SERVER_VERSION:
         raise ServerError(
             f"Server '{tenant.database}' runs PostgreSQL {facts.server_version // 10000}; 14 is the oldest."
         )
+    if not writable:
+        return
+    if facts.standby:
+        raise ServerError(f"Server '{tenant.database}' is a standby, which is read-only.")
+    if facts.read_only:
+        raise ServerError(f"Server '{tenant.database}' is read-only (default_transaction_read_only).")
+
+
+def _check_home(tenant: Tenant, facts: HomeFacts, connection: DatabaseWrapper, *, writable: bool) -> None:
+    database = connection.settings_dict["NAME"]
+    where = f"schema '{tenant.schema_name}' of database '{database}' on server '{tenant.database}'"
+    user = tenant.role_name or connection.connection.info.user
+    if tenant.role_name and facts.is_superuser:
+        raise PermissionDenied(f"The role '{user}' is a superuser, whom nothing keeps in the tenant's schema.")
+    if facts.schema is None:
+        raise NotProvisioned(f"The {where} does not exist.")
+    if facts.is_control_plane:
+        raise IsControlPlane(f"The {where} holds a control plane; a tenant never shares it.")
     if facts.is_djangos is False:
         raise ForeignRecord(
             f"What is called 'django_migrations' in {where} is not Django's table: it is a view, a foreign table or "
             "the like, or lacks one of the columns id, app, name and applied."
         )
-    _check_rights(facts, where)
-    if writable:
-        _check_writable(tenant, facts, where)
+    _check_rights(facts, where, user, writable=writable)
 
 
-def _check_user(tenant: Tenant, facts: SessionFacts) -> None:
-    if not tenant.role_name:
-        return
-    if facts.user != tenant.role_name:
-        raise ServerError(f"The session is '{facts.user}' instead of the tenant's role '{tenant.role_name}'.")
-    if facts.is_superuser:
-        raise PermissionDenied(f"The role '{facts.user}' is a superuser, whom nothing keeps in the tenant's schema.")
-
-
-def _check_rights(facts: SessionFacts, where: str) -> None:
+def _check_rights(facts: HomeFacts, where: str, user: str, *, writable: bool) -> None:
     if not facts.may_use:
-        raise PermissionDenied(f"The user '{facts.user}' does not have permission to use {where}.")
+        raise PermissionDenied(f"The user '{user}' does not have permission to use {where}.")
     if facts.closed:
         raise PermissionDenied(
-            f"The user '{facts.user}' does not have permission to use what 'extra_search_path' names: "
+            f"The user '{user}' does not have permission to use what 'extra_search_path' names: "
             f"{', '.join(facts.closed)}. Grant it USAGE on the schema."
         )
     if facts.may_read is False:
-        raise PermissionDenied(f"The user '{facts.user}' may not read 'django_migrations' in {where}.")
-
-
-def _check_writable(tenant: Tenant, facts: SessionFacts, where: str) -> None:
-    if facts.standby:
-        raise ServerError(f"Server '{tenant.database}' is a standby, which is read-only.")
-    if facts.read_only:
-        raise ServerError(f"Server '{tenant.database}' is read-only (default_transaction_read_only).")
+        raise PermissionDenied(f"The user '{user}' may not read 'django_migrations' in {where}.")
+    if not writable:
+        return
     if not facts.may_create:
-        raise PermissionDenied(f"The user '{facts.user}' does not have permission to create tables in {where}.")
+        raise PermissionDenied(f"The user '{user}' does not have permission to create tables in {where}.")
     if facts.may_record is False:
-        raise PermissionDenied(f"The user '{facts.user}' may not write to 'django_migrations' in {where}.")
+        raise PermissionDenied(f"The user '{user}' may not write to 'django_migrations' in {where}.")
 
 
 def refuse_control_plane(tenant: Tenant) -> None:

@@ -13,6 +13,7 @@ from migrations_api.orchestrator import sources
 from tenants.backends import backend_for
 from tenants.models import Isolation, Tenant
 from tenants.provisioning import create_tenant
+from tenants.watch import close_watches
 from tests import catalog, soak
 
 
@@ -31,6 +32,13 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         for goal, told in report.user_properties:
             figure, found = told if isinstance(told, list) else ("", told)
             terminalreporter.line(f"{goal:44} {figure:28} {found}")
+
+
+@pytest.fixture(autouse=True)
+def watches_end() -> Iterator[None]:
+    """What a process keeps for the next run would keep a test's databases from being dropped."""
+    yield
+    close_watches()
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,8 @@ import pytest
 from django.db.models.functions import Now
 
 from migrations_api.executor.lock import lock_key
-from migrations_api.models import MigrationRun, Rollout, RunStep, TenantObservation
+from migrations_api.models import MigrationRun, Rollout, RunStep, TenantObservation, records
+from migrations_api.orchestrator import recorder as recorder_module
 from migrations_api.orchestrator.abandoned import settle_abandoned
 from migrations_api.orchestrator.advance import advance
 from migrations_api.orchestrator.heartbeat import heartbeat
@@ -23,6 +24,11 @@ from tenants.models import Isolation, Tenant
 from tests import catalog
 
 MakeTenant = Callable[..., Tenant]
+
+
+@pytest.fixture(autouse=True)
+def written_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recorder_module, "PACE", 0.0)
 
 
 def never() -> bool:
@@ -49,7 +55,7 @@ def abandon(tenant: Tenant, target: Target, *, in_step: bool) -> tuple[Migration
 
 def lose_worker(run: MigrationRun, target: Target, *, in_step: bool) -> Plan:
     tenant = run.tenant
-    claimed = MigrationRun.objects.claim(run.pk, lease=30)
+    claimed = records.claim(run.pk, lease=30)
     assert claimed is not None
     recorder = Recorder(claimed, emit=lambda event: None, should_stop=never)
     plan = make_plan(source_for(tenant.isolation), applied(tenant), target)
@@ -237,7 +243,7 @@ def abandoned_rollout(make_tenant: MakeTenant) -> Rollout:
         make_tenant(tenant_id)
     rollout = request_rollout(Tenant.objects.all(), Request(target=USERS))
     (first,) = advance(rollout, limit=1, lease=30)
-    MigrationRun.objects.claim(first, lease=30)
+    records.claim(first, lease=30)
     Rollout.objects.filter(pk=rollout.pk).update(lease_expires_at=Now() - timedelta(seconds=1))
     return rollout
 
@@ -411,7 +417,7 @@ def test_requeue__of_a_worker_that_was_lost_while_it_waited(
     make_tenant: MakeTenant, make: Make, cancel_requested: bool, state: str
 ) -> None:
     run = make(make_tenant())
-    MigrationRun.objects.claim(run.pk, lease=30)
+    records.claim(run.pk, lease=30)
     MigrationRun.objects.filter(pk=run.pk).transition("wait", cancel_requested=cancel_requested, waiting_cause="locked")
     assert settle(run).state == "waiting"
     expire(run)
@@ -444,7 +450,7 @@ def test_requeue__in_a_rollout_that_is_paused_meanwhile(make_tenant: MakeTenant)
     advance(rollout, limit=1, lease=30)
     rollout.refresh_from_db()
     assert rollout.state == "paused"
-    assert MigrationRun.objects.claim(run.pk, lease=30) is None
+    assert records.claim(run.pk, lease=30) is None
 
 
 def test_requeue__not_in_a_rollout_that_is_canceled_meanwhile(make_tenant: MakeTenant) -> None:

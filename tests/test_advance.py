@@ -13,7 +13,7 @@ from django.db.models import F
 from django.db.models.functions import Now
 from django.test.utils import CaptureQueriesContext
 
-from migrations_api.models import MigrationRun, Rollout
+from migrations_api.models import MigrationRun, Rollout, records
 from migrations_api.orchestrator.advance import advance
 from migrations_api.orchestrator.requests import Request, request_rollout
 from migrations_api.orchestrator.rollout_verbs import cancel_rollout, pause, promote, resume
@@ -51,7 +51,7 @@ def step(rollout: Rollout, *, limit: int = 99, held: Iterable[str] = ()) -> list
 
 def claim(rollout: Rollout, *tenant_ids: str) -> None:
     for run in rollout.runs.filter(tenant_id__in=tenant_ids):
-        assert MigrationRun.objects.claim(run.pk, lease=30)
+        assert records.claim(run.pk, lease=30)
 
 
 def end(rollout: Rollout, *tenant_ids: str, by: str = "succeed") -> None:
@@ -672,7 +672,7 @@ def drive(rollout: Rollout, seed: int, *, failing: bool) -> None:
     while goes_on(rollout):
         chosen = advance(rollout, limit=4, lease=30, held=frozenset(mine))
         lot.shuffle(chosen)
-        mine += [run_id for run_id in chosen if MigrationRun.objects.claim(run_id, lease=30)]
+        mine += [run_id for run_id in chosen if records.claim(run_id, lease=30)]
         if mine and lot.random() < 0.7:
             run = MigrationRun.objects.filter(pk=mine.pop())
             run.transition("fail" if failing and lot.random() < 0.3 else "succeed", finished_at=Now())

@@ -14,7 +14,8 @@ from django.db.models.functions import Now
 
 from migrations_api.exceptions import InvalidTransition, RunActive, TenantHeld
 from migrations_api.executor import Options
-from migrations_api.models import MigrationRun, Rollout
+from migrations_api.models import MigrationRun, Rollout, records
+from migrations_api.orchestrator import recorder as recorder_module
 from migrations_api.orchestrator.advance import advance
 from migrations_api.orchestrator.driver import drive
 from migrations_api.orchestrator.holds import hold, release
@@ -64,6 +65,11 @@ TABLE = {
 PAIRS = [(state, verb, becomes) for state, row in TABLE.items() for verb, becomes in zip(VERBS, row, strict=True)]
 
 
+@pytest.fixture(autouse=True)
+def written_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recorder_module, "PACE", 0.0)
+
+
 def add(*tenant_ids: str) -> None:
     """Tenants that are rows and nothing else."""
     Tenant.objects.bulk_create(
@@ -90,7 +96,7 @@ def run_of(rollout: Rollout, tenant_id: str) -> MigrationRun:
 
 def start(rollout: Rollout, *tenant_ids: str) -> None:
     for run in rollout.runs.filter(tenant_id__in=tenant_ids):
-        assert MigrationRun.objects.claim(run.pk, lease=30)
+        assert records.claim(run.pk, lease=30)
 
 
 def end(rollout: Rollout, *tenant_ids: str, by: str = "succeed") -> None:
@@ -224,7 +230,7 @@ def test_verbs__in_every_order(order: Sequence[str], looks: bool) -> None:
         if looks:
             before = Rollout.objects.get(pk=rollout.pk)
             for run_id in step(rollout, limit=1):
-                MigrationRun.objects.claim(run_id, lease=30)
+                records.claim(run_id, lease=30)
             require_sound(rollout, before)
     # A cancel is never refused before the end, and nothing undoes it.
     assert ("cancel" in done) == ("cancel" in order)
@@ -248,7 +254,7 @@ def test_pause__drains_what_is_in_flight() -> None:
     rollout.refresh_from_db()
     assert (rollout.state, rollout.stop_code, rollout.stop_reason) == ("pausing", "paused", "Paused by ada.")
     # One that backs off is in flight: its worker has it and goes on.
-    assert MigrationRun.objects.claim(run_of(rollout, "globex").pk, lease=30)
+    assert records.claim(run_of(rollout, "globex").pk, lease=30)
     rollout.runs.in_flight().transition("succeed", finished_at=Now())
     step(rollout)
     assert (rollout.state, states(rollout)) == ("paused", ["succeeded", "succeeded", "pending"])
@@ -259,9 +265,9 @@ def test_pause__what_was_chosen_before_is_not_started_after() -> None:
     rollout = begin()
     chosen = step(rollout)
     pause(rollout, reason="lunch")
-    assert [MigrationRun.objects.claim(run_id, lease=30) for run_id in chosen] == [None] * 3
+    assert [records.claim(run_id, lease=30) for run_id in chosen] == [None] * 3
     resume(rollout)
-    assert MigrationRun.objects.claim(chosen[0], lease=30)
+    assert records.claim(chosen[0], lease=30)
 
 
 @pytest.mark.django_db
@@ -472,16 +478,14 @@ def rounds(**strategy: Any) -> Iterator[Rollout]:
 
 
 def claim(run: MigrationRun) -> bool:
-    return MigrationRun.objects.claim(run.pk, lease=30) is not None
+    return records.claim(run.pk, lease=30) is not None
 
 
 def test_race__pause_against_advance(plane: None) -> None:
     for rollout in rounds():
         together(
             partial(pause, rollout, reason="lunch"),
-            lambda rollout=rollout: [
-                MigrationRun.objects.claim(run_id, lease=30) for run_id in advance(rollout, limit=2, lease=30)
-            ],
+            lambda rollout=rollout: [records.claim(run_id, lease=30) for run_id in advance(rollout, limit=2, lease=30)],
         )
         rollout.refresh_from_db()
         started = rollout.runs.in_flight().count()
@@ -519,7 +523,7 @@ def test_race__resume_against_cancel(plane: None) -> None:
 def test_race__cancel_against_a_worker_that_requeues(plane: None) -> None:
     for rollout in rounds():
         run = run_of(rollout, "acme")
-        claimed = MigrationRun.objects.claim(run.pk, lease=30)
+        claimed = records.claim(run.pk, lease=30)
         assert claimed is not None
         recorder = Recorder(claimed, emit=lambda event: None, should_stop=lambda: True, requeues=True)
         requeued, _ = together(recorder.requeue, partial(cancel_rollout, rollout))

@@ -14,7 +14,7 @@ from migrations_api import exceptions
 from migrations_api.dispatch.parallel import ParallelDispatcher, _next
 from migrations_api.events import Event, RunEnded, RunStarted, StepStarted
 from migrations_api.executor import Options
-from migrations_api.models import MigrationRun, Rollout
+from migrations_api.models import MigrationRun, Rollout, records
 from migrations_api.orchestrator.abandoned import settle_abandoned
 from migrations_api.orchestrator.advance import advance
 from migrations_api.orchestrator.driver import drive
@@ -265,7 +265,7 @@ def test_advance__opens_a_wave_only_when_the_one_before_has_ended(make_tenant: M
     first, second = rollout.runs.order_by("wave")
     assert advance(rollout, limit=9, lease=30) == [first.pk]
     assert advance(rollout, limit=9, lease=30, held=frozenset({first.pk})) == []
-    MigrationRun.objects.claim(first.pk, lease=30)
+    records.claim(first.pk, lease=30)
     assert advance(rollout, limit=9, lease=30) == []
     MigrationRun.objects.filter(pk=first.pk).transition("fail")
     assert advance(rollout, limit=9, lease=30) == [second.pk]
@@ -295,7 +295,7 @@ def test_cancel__leaves_what_runs_to_its_worker(make_tenant: MakeTenant) -> None
     make_fleet(make_tenant, "acme", "globex")
     rollout = ask()
     running = rollout.runs.get(tenant_id="acme")
-    MigrationRun.objects.claim(running.pk, lease=30)
+    records.claim(running.pk, lease=30)
     cancel(rollout, "Stopped.")
     assert states(rollout) == {"acme": "running", "globex": "canceled"}
     finish_if_done(rollout)

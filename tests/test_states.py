@@ -3,7 +3,7 @@ from collections.abc import Callable
 import pytest
 from django.db import IntegrityError, transaction
 
-from migrations_api.models import MigrationRun, Rollout
+from migrations_api.models import MigrationRun, Rollout, records
 from migrations_api.states import (
     ACTIVE_RUN_STATES,
     ROLLOUT_TRANSITIONS,
@@ -83,7 +83,7 @@ def test_rollout__state_and_action(state: str, action: str) -> None:
 @pytest.mark.parametrize("state", RunState.values)
 def test_claim__by_state(make_run: Callable[..., MigrationRun], state: str) -> None:
     run = make_run(state, attempt=3)
-    claimed = MigrationRun.objects.claim(run.pk, lease=30)
+    claimed = records.claim(run.pk, lease=30)
     run.refresh_from_db()
     allowed, to = expected(RUNS, state, "claim")
     assert (claimed is not None, run.state, run.attempt) == (allowed, to, 4 if allowed else 3)

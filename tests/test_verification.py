@@ -12,8 +12,8 @@ from migrations_api.executor import Outcome
 from migrations_api.executor.applied import TenantRecorder
 from migrations_api.executor.verification import (
     COLUMN_SQL,
-    FAULTS_SQL,
-    PRESENT_SQL,
+    FAULTS,
+    PRESENT,
     VALID_SQL,
     Faults,
     absent_tables,
@@ -29,6 +29,7 @@ from migrations_api.orchestrator.sources import source_for
 from migrations_api.plan import Target, make_plan
 from tenants.models import Isolation, Tenant
 from tenants.sessions import tenant_session
+from tenants.watch import OwnSession
 from tests import catalog, halves
 from tests.command_line import manage
 from tests.test_executor import migrate
@@ -61,7 +62,7 @@ def twins(make_tenant: MakeTenant) -> Iterator[dict[str, Any]]:
 
 def faults_of(tenant: Tenant, schema: str = "") -> Faults:
     with tenant_session(tenant, application_name="test of the verification") as connection:
-        return faults(connection, schema or tenant.schema_name)
+        return faults(OwnSession(connection), schema or tenant.schema_name)
 
 
 def make_faulty(arguments: dict[str, Any], schema: str) -> None:
@@ -102,9 +103,9 @@ def test_names__with_quotes_cases_and_at_their_longest(make_tenant: MakeTenant) 
             quoted = name.replace('"', '""')
             cursor.execute(f'CREATE TABLE "{quoted}" ("{quoted}" int)')
             cursor.execute(f'CREATE INDEX "{quoted}!" ON "{quoted}" ("{quoted}")')
-        assert present_tables(connection, tenant.schema_name, [*names, "ORDER", "missing"]) == set(names)
-        assert absent_tables(connection, tenant.schema_name, [*names, "missing"]) == ["missing"]
-        assert absent_tables(connection, tenant.schema_name, []) == []
+        assert present_tables(OwnSession(connection), tenant.schema_name, [*names, "ORDER", "missing"]) == set(names)
+        assert absent_tables(OwnSession(connection), tenant.schema_name, [*names, "missing"]) == ["missing"]
+        assert absent_tables(OwnSession(connection), tenant.schema_name, []) == []
         for name in names:
             assert has_column(connection, tenant.schema_name, name, name)
             assert not has_column(connection, tenant.schema_name, name, "other")
@@ -249,8 +250,8 @@ def crowd(make_tenant: MakeTenant) -> Iterator[Tenant]:
 def test_questions__cost_what_the_tenant_has(crowd: Tenant) -> None:
     schema = crowd.schema_name
     questions = [
-        (FAULTS_SQL, [schema]),
-        (PRESENT_SQL, [["orders_order", "users_user"], schema]),
+        (FAULTS.statement, [schema]),
+        (PRESENT.statement, [["orders_order", "users_user"], schema]),
         (VALID_SQL, [schema, "orders_status_placed_idx"]),
         (COLUMN_SQL, ["status", schema, "orders_order"]),
     ]
@@ -260,4 +261,4 @@ def test_questions__cost_what_the_tenant_has(crowd: Tenant) -> None:
             plan = "\n".join(line for (line,) in cursor.fetchall())
             assert not re.search(r"Seq Scan on pg_(class|index|constraint|depend|attribute)", plan), plan
         assert TenantRecorder(connection, schema).applied_keys()
-        assert not faults(connection, schema).invalid_indexes
+        assert not faults(OwnSession(connection), schema).invalid_indexes

@@ -14,7 +14,8 @@ from migrations_api import exceptions
 from migrations_api.events import Event, RunEnded, RunPlanned, RunStarted, RunWaiting, StepFinished, StepStarted
 from migrations_api.executor import End, Failure, Options, Outcome, StepResult
 from migrations_api.executor.lock import lock_key
-from migrations_api.models import AppliedSet, MigrationRun, RunStep
+from migrations_api.models import AppliedSet, MigrationRun, RunStep, records
+from migrations_api.orchestrator import recorder as recorder_module
 from migrations_api.orchestrator.recorder import AttemptLost, Recorder
 from migrations_api.orchestrator.requests import Request, request_run
 from migrations_api.orchestrator.sources import source_for
@@ -27,6 +28,11 @@ from tests import catalog
 MakeTenant = Callable[..., Tenant]
 Choose = Callable[..., None]
 Emit = Callable[[Event], None]
+
+
+@pytest.fixture(autouse=True)
+def written_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recorder_module, "PACE", 0.0)
 
 
 def never() -> bool:
@@ -180,7 +186,7 @@ def test_claim__by_many_workers_goes_to_one(make_tenant: MakeTenant) -> None:
 
     def claim() -> None:
         together.wait()
-        claimed.append(MigrationRun.objects.claim(run.pk, lease=30))
+        claimed.append(records.claim(run.pk, lease=30))
         connections.close_all()
 
     threads = [threading.Thread(target=claim) for _ in range(4)]
@@ -195,7 +201,7 @@ def recorder_of_an_old_attempt(tenant: Tenant) -> tuple[MigrationRun, Recorder, 
     """A run in the hands of attempt 2, whose step 1 is running, and the recorder of attempt 1."""
     told: list[Event] = []
     run = ask(tenant)
-    old = MigrationRun.objects.claim(run.pk, lease=30)
+    old = records.claim(run.pk, lease=30)
     assert old is not None
     recorder = Recorder(old, emit=told.append, should_stop=never)
     recorder.planned(make_plan(source_for(tenant.isolation), frozenset(), Target()))
@@ -445,7 +451,7 @@ def test_request__options_that_do_not_go_together(make_tenant: MakeTenant, optio
 def test_commit__whose_reply_was_lost_is_a_done_step_in_the_record(make_tenant: MakeTenant) -> None:
     tenant = make_tenant(isolation=Isolation.SCHEMA)
     run = ask(tenant, "users")
-    claimed = MigrationRun.objects.claim(run.pk, lease=30)
+    claimed = records.claim(run.pk, lease=30)
     assert claimed is not None
     recorder = Recorder(claimed, emit=lambda event: None, should_stop=never)
     plan = make_plan(source_for(tenant.isolation), frozenset(), Target(app_label="users"))

@@ -16,7 +16,8 @@ class TenantRecorder(MigrationRecorder):
     """Django's recorder for one schema.
 
     Its statements name the schema, so that a migration which changed the search_path cannot move its own record; and it
-    finds its table by name, where Django's lists every table of the catalog.
+    finds its table by name, where Django's lists every table of the catalog. That it is a table, the session has
+    checked.
     """
 
     def __init__(self, connection: BaseDatabaseWrapper, schema: str) -> None:
@@ -27,9 +28,7 @@ class TenantRecorder(MigrationRecorder):
     def has_table(self) -> bool:
         with self.connection.cursor() as cursor:
             cursor.execute(
-                "SELECT EXISTS (SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace"
-                " WHERE n.nspname = %s AND c.relname = %s AND c.relkind IN ('r', 'p'))",
-                [self._schema, TABLE],
+                "SELECT to_regclass(quote_ident(%s) || '.' || quote_ident(%s)) IS NOT NULL", [self._schema, TABLE]
             )
             return bool(cursor.fetchone()[0])
 

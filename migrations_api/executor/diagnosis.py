@@ -26,6 +26,7 @@ from migrations_api.executor.verification import faults, has_column, index_valid
 from migrations_api.plan import Applied, Key, MigrationSource, full_order, is_recorded
 from tenants.driver_errors import translated
 from tenants.models import Tenant
+from tenants.watch import OwnSession
 
 RECORD: Final = "record"
 REDO: Final = "redo"
@@ -167,7 +168,7 @@ def examine(connection: BaseDatabaseWrapper, tenant: Tenant, source: MigrationSo
     schema = tenant.schema_name
     with translated():
         applied = TenantRecorder(connection, schema).applied_keys()
-        invalid = tuple(sorted(faults(connection, schema).invalid_indexes))
+        invalid = tuple(sorted(faults(OwnSession(connection), schema).invalid_indexes))
     total = len(migration.operations)
     half = Half(
         key=journal.key,
@@ -248,7 +249,7 @@ class _Examination:
         makes = isinstance(self._operation, CreateModel) != self._half.backwards
         model = self._around().models[self._half.key[0], self._operation.name_lower]  # type: ignore[attr-defined]
         table = table_name(model, self._connection)
-        is_there = bool(present_tables(self._connection, self._schema, [table]))
+        is_there = bool(present_tables(OwnSession(self._connection), self._schema, [table]))
         return self._over() if is_there == makes else self._half
 
     def _of_column(self) -> Half:

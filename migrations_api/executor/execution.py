@@ -7,7 +7,7 @@ from typing import Final
 
 import psycopg2
 from django.db import transaction
-from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.backends.postgresql.base import DatabaseWrapper
 from django.db.models.signals import post_migrate, pre_migrate
 from psycopg2 import errorcodes
 
@@ -18,6 +18,7 @@ from migrations_api.executor.diagnosis import Journal, has_left_nothing
 from migrations_api.executor.lock import blocker, tenant_lock
 from migrations_api.executor.migrator import TenantMigrator
 from migrations_api.executor.outcome import End, Failure, Observer, Options, Outcome, StepResult, StopRequested
+from migrations_api.executor.rehearsal import Rehearsal, rehearsal_of
 from migrations_api.executor.syncdb import sync_apps
 from migrations_api.executor.verification import (
     Faults,
@@ -34,7 +35,6 @@ from migrations_api.plan import (
     Step,
     Target,
     is_recorded,
-    make_plan,
     prunable,
     require_reversible,
 )
@@ -45,6 +45,7 @@ from tenants.driver_errors import describe, driver_error, sqlstate, translate, t
 from tenants.exceptions import PermissionDenied, ServiceError
 from tenants.models import Tenant
 from tenants.sessions import tenant_session
+from tenants.watch import OwnSession, Reader, Watch, watch_of
 
 TRANSIENT: Final = frozenset(
     {
@@ -75,8 +76,9 @@ def execute(
     PlanChanged, TenantLocked, and what tenant_session() raises; and OutcomeUnknown when the session was lost in the
     middle and the tenant cannot be read.
     """
+    watch = watch_of(tenant)
     with (
-        tenant_session(tenant, application_name=application_name) as connection,
+        tenant_session(tenant, application_name=application_name, watch=watch) as connection,
         tenant_lock(
             connection,
             database=connection.settings_dict["NAME"],
@@ -86,8 +88,9 @@ def execute(
     ):
         with translated():
             applied = TenantRecorder(connection, tenant.schema_name).applied_keys()
-            before = faults(connection, tenant.schema_name)
-        plan = make_plan(source, applied, target)
+            before = faults(watch or OwnSession(connection), tenant.schema_name)
+        rehearsal = rehearsal_of(source, applied, target)
+        plan = rehearsal.plan
         if plan_digest and plan.digest != plan_digest:
             raise PlanChanged(tenant.tenant_id, plan.digest)
         if plan.backwards and not options.allow_backwards:
@@ -95,28 +98,29 @@ def execute(
         if not options.fake:
             require_reversible(plan)
         if not options.fake and not options.fake_initial:
-            _require_record(connection, tenant, plan)
+            _require_record(connection, watch, tenant, plan)
         observer.planned(plan)
         with tenant_as_default(tenant, connection):
             if options.prune:
                 return _prune(tenant, connection, plan, source)
             execution = _Execution(
-                tenant, connection, plan, source=source, options=options, observer=observer, before=before
+                tenant, connection, rehearsal, watch=watch, options=options, observer=observer, before=before
             )
             return execution.run()
 
 
-def _require_record(connection: BaseDatabaseWrapper, tenant: Tenant, plan: Plan) -> None:
+def _require_record(connection: DatabaseWrapper, watch: Watch | None, tenant: Tenant, plan: Plan) -> None:
     """Raise MissingRecord for a tenant that has the tables of its apps and nothing recorded."""
     if plan.applied:
         return
     with translated():
-        there = present_tables(connection, tenant.schema_name, first_tables(plan, connection))
+        tables = first_tables(plan, connection)
+        there = present_tables(watch or OwnSession(connection), tenant.schema_name, tables)
     if there:
         raise MissingRecord(tenant.tenant_id, sorted(there))
 
 
-def _prune(tenant: Tenant, connection: BaseDatabaseWrapper, plan: Plan, source: MigrationSource) -> Outcome:
+def _prune(tenant: Tenant, connection: DatabaseWrapper, plan: Plan, source: MigrationSource) -> Outcome:
     stale = prunable(plan, source, plan.target.app_label or "")
     recorder = TenantRecorder(connection, tenant.schema_name)
     with translated():
@@ -135,26 +139,28 @@ class _Execution:
     def __init__(
         self,
         tenant: Tenant,
-        connection: BaseDatabaseWrapper,
-        plan: Plan,
+        connection: DatabaseWrapper,
+        rehearsal: Rehearsal,
         *,
-        source: MigrationSource,
+        watch: Watch | None,
         options: Options,
         observer: Observer,
         before: Faults,
     ) -> None:
         self.tenant = tenant
         self.connection = connection
-        self.plan = plan
-        self.source = source
+        self.watch = watch
+        self.rehearsal = rehearsal
+        self.plan = rehearsal.plan
+        self.source = rehearsal.source
         self.options = options
         self.configs = tenant_apps(tenant.isolation)
         self.before = before
         self.others = ExitStack()
-        self.other: BaseDatabaseWrapper | None = None
+        self.other: DatabaseWrapper | None = None
         self.migrator = TenantMigrator(
             connection,
-            plan,
+            self.plan,
             schema=tenant.schema_name,
             role=tenant.role_name,
             observer=observer,
@@ -183,16 +189,35 @@ class _Execution:
 
     def _migrate(self) -> None:
         """The sequence of Django's `migrate`, signals included."""
+        rehearsal, migrations = self.rehearsal, list(self.plan.migrations)
+        signals.send(pre_migrate, configs=self.configs, state_apps=rehearsal.before.apps, migrations=migrations)
+        try:
+            plain = self._is_plain and not rehearsal.is_altered()
+            if plain and rehearsal.is_over:
+                self.migrator.follow(rehearsal)
+                self._end_alike()
+                return
+            if plain:
+                self.migrator.rehearse(rehearsal)
+            self._migrate_as_django()
+        finally:
+            rehearsal.restore()
+
+    @property
+    def _is_plain(self) -> bool:
+        """Whether nothing but the plan decides what is done, so that it is the same for the next tenant."""
+        options = self.options
+        return not (self.plan.backwards or options.fake or options.fake_initial or options.run_syncdb)
+
+    def _migrate_as_django(self) -> None:
         migrations = list(self.plan.migrations)
-        state = self.migrator.project_state()
-        signals.send(pre_migrate, configs=self.configs, state_apps=state.apps, migrations=migrations)
         if self.options.run_syncdb:
             unmigrated = [config for config in self.configs if config.label in self.plan.unmigrated_apps]
             self.synced = sync_apps(self.connection, [c for c in unmigrated if self._is_target(c.label)])
         state = self.migrator.migrate(
             list(self.plan.nodes),
             plan=migrations,
-            state=state.clone(),
+            state=self.rehearsal.before.clone(),
             fake=self.options.fake,
             fake_initial=self.options.fake_initial,
         )
@@ -200,14 +225,27 @@ class _Execution:
             self.tables = frozenset(tables_of(self.plan, state, self.connection))
         signals.send(post_migrate, configs=self.configs, state_apps=signals.final_apps(state), migrations=migrations)
 
+    def _end_alike(self) -> None:
+        rehearsal = self.rehearsal
+        self.tables = rehearsal.tables(self.connection)
+        types = rehearsal.types
+        signals.send(
+            post_migrate,
+            configs=self.configs,
+            state_apps=rehearsal.final_apps,
+            migrations=self.plan.migrations,
+            without=signals.OF_TYPES if types is not None and types.are_in(self.connection) else (),
+        )
+
     def _is_target(self, app_label: str) -> bool:
         return self.plan.target.app_label in {None, app_label}
 
     def _verified(self) -> Outcome:
         """Success only if the catalog agrees: each step recorded, its tables there, no index left invalid."""
         with translated():
-            broken = self._faults(self.connection)
-            absent = absent_tables(self.connection, self.tenant.schema_name, self.tables)
+            reader = self.watch or OwnSession(self.connection)
+            broken = self._faults(reader)
+            absent = absent_tables(reader, self.tenant.schema_name, self.tables)
             after = self.migrator.recorder.applied_keys()
         if broken.invalid_indexes:
             failure = Failure(code="invalid_index", error_class="", message=_invalid_message(broken.invalid_indexes))
@@ -223,9 +261,9 @@ class _Execution:
             return self._outcome(End.PARTIAL, failure, after=after)
         return self._outcome(End.SUCCEEDED, None, after=after, unvalidated=broken.unvalidated)
 
-    def _faults(self, connection: BaseDatabaseWrapper) -> Faults:
+    def _faults(self, reader: Reader) -> Faults:
         """Those that were not there before this run."""
-        return faults(connection, self.tenant.schema_name).since(self.before)
+        return faults(reader, self.tenant.schema_name).since(self.before)
 
     def _failed(self, error: BaseException) -> Outcome:
         """Tell a clean boundary from a tenant that stands between two; raises OutcomeUnknown when it cannot."""
@@ -233,7 +271,7 @@ class _Execution:
         try:
             with self._reading() as connection, translated():
                 after = TenantRecorder(connection, self.tenant.schema_name).applied_keys()
-                broken = self._faults(connection).invalid_indexes
+                broken = self._faults(OwnSession(connection)).invalid_indexes
                 half_done = step is not None and not step.atomic and not self._has_left_nothing(connection, step)
                 in_vain = sqlstate(error) == errorcodes.LOCK_NOT_AVAILABLE
                 holder = blocker(connection, self.tenant.schema_name) if in_vain else ""
@@ -256,7 +294,7 @@ class _Execution:
             failure = replace(failure, message=f"{_invalid_message(broken)} {failure.message}")
         return self._outcome(End.PARTIAL if partial else End.FAILED, failure, after=after)
 
-    def _has_left_nothing(self, connection: BaseDatabaseWrapper, step: Step) -> bool:
+    def _has_left_nothing(self, connection: DatabaseWrapper, step: Step) -> bool:
         if not self.migrator.journal.statements:
             return True
         operation, statements = self.migrator.journal.place
@@ -265,7 +303,7 @@ class _Execution:
         return has_left_nothing(connection, self.tenant, self.source, journal)
 
     @contextmanager
-    def _reading(self) -> Iterator[BaseDatabaseWrapper]:
+    def _reading(self) -> Iterator[DatabaseWrapper]:
         """A new session where the old one is gone: after a lost COMMIT only the tenant knows.
 
         Under the lock, since the server may not have noticed yet that the old session's client is gone.
@@ -283,8 +321,11 @@ class _Execution:
                 yield connection
 
     @contextmanager
-    def _other_session(self) -> Iterator[BaseDatabaseWrapper]:
-        """A second session with the tenant, opened when it is first needed."""
+    def _other_session(self) -> Iterator[DatabaseWrapper]:
+        """A second session with the tenant's database; one of the tenant alone is opened when it is first needed."""
+        if self.watch is not None:
+            yield self.watch.connection
+            return
         if self.other is None:
             with control_plane():
                 session = tenant_session(self.tenant, application_name="tenant-migrations watch", writable=False)

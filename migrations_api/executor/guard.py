@@ -3,6 +3,7 @@
 import re
 from collections import defaultdict
 from collections.abc import Collection
+from dataclasses import dataclass
 from typing import Final
 
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -70,9 +71,50 @@ MADE_SQL: Final = f"""
      WHERE {_MADE.format("e")}
 """  # noqa: S608 - nothing in it comes from outside
 
+# Names are looked up one by one, which costs a new session a fraction of a join. A name without a schema is visible
+# through the search_path; that of a relation which is gone is its number.
+STANDING_SQL: Final = """
+    SELECT current_schemas(false)::text[], current_user::text, l.classid::regclass::text,
+           coalesce(l.relation, l.objid)::bigint, l.relation::regclass::text
+      FROM (SELECT 1) one LEFT JOIN pg_lock_status() l ON l.pid = pg_backend_pid() AND l.granted AND (
+           (l.locktype = 'relation' AND l.mode NOT IN ('AccessShareLock', 'RowShareLock'))
+        OR (l.locktype = 'object' AND l.mode = 'AccessExclusiveLock'
+            AND l.classid IN ('pg_namespace'::regclass, 'pg_proc'::regclass, 'pg_type'::regclass)))
+"""
+QUALIFIED: Final = re.compile(r'(?P<schema>"(?:[^"]|"")+"|[^".]+)\.(?P<name>.+)', re.DOTALL)
+
 # A schema and what is in it; the schema itself has an empty name.
 Thing = tuple[str, str]
 Dropped = dict[str, list[int]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """Where a session stands in the middle of a transaction, and what that has touched."""
+
+    path: tuple[str, ...]
+    user: str
+    # What lies in none of the path's schemas.
+    things: frozenset[Thing]
+    dropped: Dropped
+
+
+def standing(connection: BaseDatabaseWrapper) -> Standing:
+    with connection.cursor() as cursor:
+        cursor.execute(STANDING_SQL)
+        found = cursor.fetchall()
+    things, dropped = set[Thing](), Dropped()
+    for _, _, catalog, oid, name in found:
+        if name is None or name.isdigit():
+            if oid is not None:
+                dropped.setdefault(catalog or "pg_class", []).append(oid)
+        elif qualified := QUALIFIED.fullmatch(name):
+            things.add((_unquoted(qualified["schema"]), _unquoted(qualified["name"])))
+    return Standing(path=tuple(found[0][0]), user=found[0][1], things=frozenset(things), dropped=dropped)
+
+
+def _unquoted(name: str) -> str:
+    return name[1:-1].replace('""', '"') if name.startswith('"') else name
 
 
 def locked_things(connection: BaseDatabaseWrapper) -> tuple[set[Thing], Dropped]:

@@ -1,27 +1,34 @@
 """Django's MigrationExecutor over a plan that is made already, with each migration recorded in its own transaction."""
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from inspect import signature
-from typing import Final
+from typing import Final, Protocol
 
 from django.db import transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
-from django.db.backends.base.schema import BaseDatabaseSchemaEditor
 from django.db.migrations.executor import MigrationExecutor
 from django.db.migrations.migration import Migration
 from django.db.migrations.state import ProjectState
 
 from migrations_api.executor.applied import TenantRecorder
-from migrations_api.executor.guard import locked_things, made_things, named_things, outside
+from migrations_api.executor.guard import Standing, locked_things, made_things, named_things, outside, standing
 from migrations_api.executor.journal import JournalKeeper, flush_deferred
 from migrations_api.executor.outcome import Observer, StepResult, StopRequested
+from migrations_api.executor.rehearsal import Departure, Rehearsal, Tape, isolated
 from migrations_api.plan import Plan, Planner, Step
 from tenants.conf import load_conf
 from tenants.exceptions import OutsideTenant, ServerError
 
+logger = logging.getLogger(__name__)
+
 _RECORD_PARAMETERS: Final = signature(MigrationExecutor.record_migration).parameters
+
+
+class _Finish(Protocol):
+    def __call__(self, *, faked: bool) -> None: ...
 
 
 class TenantMigrator(Planner):
@@ -53,10 +60,47 @@ class TenantMigrator(Planner):
         self.step: Step | None = None
         self.journal = JournalKeeper(connection, tell=self._tell)
         self.results: list[StepResult] = []
+        self._rehearsal: Rehearsal | None = None
         self._schema = schema
         self._role = role
         self._observer = observer
         self._steps = {(step.app_label, step.name): step for step in plan.steps}
+
+    def follow(self, rehearsal: Rehearsal) -> None:
+        """Apply the plan's migrations, all forwards, on states of the models that tenants share."""
+        if rehearsal.order:
+            self.recorder.ensure_schema()
+        for migration in rehearsal.order:
+            if not migration.atomic:
+                self.apply_migration(isolated(rehearsal.states(migration)[0]), migration)
+                continue
+            with self._step(migration) as finish:
+                try:
+                    self._follow(migration, rehearsal)
+                except Departure:
+                    logger.info("%s.%s is not what it was for other tenants", migration.app_label, migration.name)
+                    rehearsal.forget()
+                    self._apply(isolated(rehearsal.states(migration)[0]), migration)
+                finish(faked=False)
+        if self.loader.replacements:
+            self.check_replacements()
+
+    def _follow(self, migration: Migration, rehearsal: Rehearsal) -> None:
+        tape = Tape(rehearsal.noted[migration.app_label, migration.name])
+        with (
+            self.connection.execute_wrapper(tape.wrap),
+            self.connection.schema_editor(atomic=migration.atomic) as editor,
+        ):
+            tape.taped(migration, rehearsal.states(migration)).apply(ProjectState(), editor)
+            with tape.running():
+                flush_deferred(editor)
+            if not tape.is_played_out():
+                raise Departure
+            self._settle(migration, self._record)
+
+    def rehearse(self, rehearsal: Rehearsal) -> None:
+        """Note from now on what the migrations' operations send to the server."""
+        self._rehearsal = rehearsal
 
     def apply_migration(
         self, state: ProjectState, migration: Migration, fake: bool = False, fake_initial: bool = False
@@ -67,10 +111,22 @@ class TenantMigrator(Planner):
             if fake:
                 self._record(migration)
             else:
-                with self.connection.schema_editor(atomic=migration.atomic) as editor:
-                    state = self._journaled(migration).apply(state, editor)
-                    self._settle(editor, migration, self._record)
-            finish(fake)
+                state = self._apply(state, migration)
+            finish(faked=fake)
+        return state
+
+    def _apply(self, state: ProjectState, migration: Migration) -> ProjectState:
+        tape = Tape()
+        with (
+            self.connection.execute_wrapper(tape.wrap),
+            self.connection.schema_editor(atomic=migration.atomic) as editor,
+        ):
+            state = self._journaled(migration, tape).apply(state, editor)
+            with tape.running():
+                flush_deferred(editor)
+            self._settle(migration, self._record)
+        if migration.atomic and self._rehearsal is not None:
+            self._rehearsal.noted[migration.app_label, migration.name] = tape.noted
         return state
 
     def detect_soft_applied(
@@ -88,17 +144,13 @@ class TenantMigrator(Planner):
             else:
                 with self.connection.schema_editor(atomic=migration.atomic) as editor:
                     state = self._journaled(migration).unapply(state, editor)
-                    self._settle(editor, migration, self._forget)
-            finish(fake)
+                    flush_deferred(editor)
+                    self._settle(migration, self._forget)
+            finish(faked=fake)
         return state
 
-    def _settle(
-        self, editor: BaseDatabaseSchemaEditor, migration: Migration, record: Callable[[Migration], None]
-    ) -> None:
-        flush_deferred(editor)
-        self._require_own_schema(migration)
-        if migration.atomic:
-            self._require_nothing_outside(migration)
+    def _settle(self, migration: Migration, record: Callable[[Migration], None]) -> None:
+        self._require_own(migration)
         record(migration)
 
     def _record(self, migration: Migration) -> None:
@@ -113,48 +165,55 @@ class TenantMigrator(Planner):
             self.recorder.record_unapplied(app_label, name)
         self.recorder.record_unapplied(migration.app_label, migration.name)
 
-    def _require_own_schema(self, migration: Migration) -> None:
-        with self.connection.cursor() as cursor:
-            cursor.execute("SELECT current_schema(), current_user")
-            found, user = cursor.fetchone()
-        if self._role and user != self._role:
+    def _require_own(self, migration: Migration) -> None:
+        """Before the commit, so that what is refused has not happened."""
+        found = standing(self.connection)
+        if self._role and found.user != self._role:
             raise ServerError(
                 f"{migration.app_label}.{migration.name} changed the session's role: what follows would belong to "
-                f"'{user}' instead of '{self._role}'. Take SET ROLE out of it."
+                f"'{found.user}' instead of '{self._role}'. Take SET ROLE out of it."
             )
-        if found != self._schema:
+        if found.path[:1] != (self._schema,):
             raise ServerError(
                 f"{migration.app_label}.{migration.name} changed the session's search_path: what follows "
-                f"would go to schema '{found}' instead of '{self._schema}'. Take SET search_path out of it."
+                f"would go to schema '{', '.join(found.path[:1])}' instead of '{self._schema}'. Take SET search_path "
+                "out of it."
             )
+        if migration.atomic:
+            self._require_nothing_outside(migration, found)
 
-    def _require_nothing_outside(self, migration: Migration) -> None:
-        """Before the commit, so that what is refused has not happened."""
-        things, dropped = locked_things(self.connection)
+    def _require_nothing_outside(self, migration: Migration, found: Standing) -> None:
+        own = {self._schema, *load_conf().extra_search_path}
+        things, dropped = set(found.things), found.dropped
+        if not own.issuperset(found.path):
+            # Then a name that is visible may be anybody's.
+            things, dropped = locked_things(self.connection)
         if dropped:
             with self._other_session() as other:
                 things |= named_things(other, dropped)
         if self.journal.has_unlocked:
             things |= made_things(self.connection)
-        if found := outside(things, {self._schema, *load_conf().extra_search_path}):
+        if strange := outside(things, own):
             raise OutsideTenant(
-                f"{migration.app_label}.{migration.name} changes {', '.join(found[:5])}, which is not the tenant's. "
+                f"{migration.app_label}.{migration.name} changes {', '.join(strange[:5])}, which is not the tenant's. "
                 "It was rolled back."
             )
 
     @contextmanager
-    def _step(self, migration: Migration) -> Iterator[Callable[[bool], None]]:
+    def _step(self, migration: Migration) -> Iterator[_Finish]:
         step = self._steps[migration.app_label, migration.name]
         if self._observer.should_stop():
             raise StopRequested
         self._observer.step_started(step)
         self.step = step
         self.journal = JournalKeeper(
-            self.connection, tell=self._tell, before_commit=lambda: self._require_nothing_outside(migration)
+            self.connection,
+            tell=self._tell,
+            before_commit=lambda: self._require_nothing_outside(migration, standing(self.connection)),
         )
         started = time.monotonic()
 
-        def finish(faked: bool) -> None:
+        def finish(*, faked: bool) -> None:
             self.step = None
             result = StepResult(step=step, faked=faked, seconds=time.monotonic() - started)
             self.results.append(result)
@@ -167,13 +226,13 @@ class TenantMigrator(Planner):
         if self.step is not None and not self.step.atomic:
             self._observer.journal(self.step, operation=operation, statements=statements)
 
-    def _journaled(self, migration: Migration) -> Migration:
+    def _journaled(self, migration: Migration, tape: Tape | None = None) -> Migration:
         """The migration with operations that tell: without a transaction, only that says how far it has come.
 
         Those that a receiver of pre_migrate has added have no number of their own.
         """
         if migration.atomic:
-            return migration
+            return migration if tape is None else tape.taped(migration)
         written = self._source.migrations[migration.app_label, migration.name].operations
         backwards = self.step is not None and self.step.backwards
         numbers = {id(each): len(written) - 1 - place if backwards else place for place, each in enumerate(written)}

@@ -10,9 +10,13 @@ from django.db.migrations.operations import CreateModel
 from django.db.migrations.state import ModelState, ProjectState
 
 from migrations_api.plan import Plan
+from tenants.watch import Question, Reader
 
 # By the dependencies of the schema: listing a schema's tables from pg_class reads those of all schemas.
-FAULTS_SQL: Final = """
+FAULTS: Final = Question(
+    name="faults",
+    types=("text",),
+    statement="""
     WITH own AS (
         SELECT d.objid AS oid FROM pg_depend d
          WHERE d.classid = 'pg_class'::regclass AND d.refclassid = 'pg_namespace'::regclass
@@ -22,11 +26,16 @@ FAULTS_SQL: Final = """
      WHERE NOT i.indisvalid
     UNION ALL
     SELECT 'constraint', r.conname FROM own JOIN pg_constraint r ON r.conrelid = own.oid WHERE NOT r.convalidated
-"""
-PRESENT_SQL: Final = """
+""",
+)
+PRESENT: Final = Question(
+    name="present",
+    types=("text[]", "text"),
+    statement="""
     SELECT name FROM unnest(%s::text[]) AS name
      WHERE to_regclass(quote_ident(%s) || '.' || quote_ident(name)) IS NOT NULL
-"""
+""",
+)
 VALID_SQL: Final = """
     SELECT i.indisvalid FROM pg_index i WHERE i.indexrelid = to_regclass(quote_ident(%s) || '.' || quote_ident(%s))
 """
@@ -50,29 +59,25 @@ class Faults:
         )
 
 
-def faults(connection: BaseDatabaseWrapper, schema: str) -> Faults:
+def faults(reader: Reader, schema: str) -> Faults:
     """An index that CREATE INDEX CONCURRENTLY left half-built is maintained but never used."""
-    with connection.cursor() as cursor:
-        cursor.execute(FAULTS_SQL, [schema])
-        found = cursor.fetchall()
+    found = reader.rows(FAULTS, schema)
     return Faults(
         invalid_indexes=frozenset(name for kind, name in found if kind == "index"),
         unvalidated=frozenset(name for kind, name in found if kind == "constraint"),
     )
 
 
-def absent_tables(connection: BaseDatabaseWrapper, schema: str, tables: Iterable[str]) -> list[str]:
+def absent_tables(reader: Reader, schema: str, tables: Iterable[str]) -> list[str]:
     """Which of the tables the schema does not have."""
     names = sorted(tables)
     if not names:
         return []
-    return sorted(set(names) - present_tables(connection, schema, names))
+    return sorted(set(names) - present_tables(reader, schema, names))
 
 
-def present_tables(connection: BaseDatabaseWrapper, schema: str, tables: Iterable[str]) -> set[str]:
-    with connection.cursor() as cursor:
-        cursor.execute(PRESENT_SQL, [sorted(tables), schema])
-        return {name for (name,) in cursor.fetchall()}
+def present_tables(reader: Reader, schema: str, tables: Iterable[str]) -> set[str]:
+    return {name for (name,) in reader.rows(PRESENT, sorted(tables), schema)}
 
 
 def index_validity(connection: BaseDatabaseWrapper, schema: str, index: str) -> bool | None:

@@ -1,9 +1,7 @@
-from datetime import timedelta
 from typing import Any, ClassVar, Self
 
-from django.db import models, transaction
-from django.db.models import F, Q
-from django.db.models.functions import Coalesce, Now
+from django.db import models
+from django.db.models import Q
 
 from migrations_api.plan import Applied, fingerprint
 from migrations_api.states import (
@@ -11,7 +9,6 @@ from migrations_api.states import (
     IN_FLIGHT_RUN_STATES,
     ROLLOUT_TRANSITIONS,
     RUN_TRANSITIONS,
-    STARTING_ROLLOUT_STATES,
     RolloutState,
     RunState,
     StepState,
@@ -45,8 +42,8 @@ class AppliedSet(models.Model):
     @staticmethod
     def store(applied: Applied) -> str:
         """The set's fingerprint, under which it can be read from now on."""
-        name = fingerprint(applied)
         rows = sorted([app_label, migration] for app_label, migration in applied)
+        name = fingerprint(applied)
         AppliedSet.objects.bulk_create([AppliedSet(fingerprint=name, migrations=rows)], ignore_conflicts=True)
         return name
 
@@ -120,26 +117,6 @@ class MigrationRunQuerySet(models.QuerySet["MigrationRun"]):
     def held_by(self, run_id: int, attempt: int) -> Self:
         """The run, while that attempt is its newest: the attempt number is a fencing token."""
         return self.filter(pk=run_id, attempt=attempt)
-
-    def claim(self, run_id: int, *, lease: float) -> "MigrationRun | None":
-        """Make the run `running` as a new attempt, for `lease` seconds; None when somebody else did or it ended.
-
-        None as well while its rollout starts nothing: it was chosen before that was paused.
-        """
-        with transaction.atomic():
-            rollout = Rollout.objects.select_for_update(of=["self"], no_key=True).filter(runs=run_id)
-            state = rollout.values_list("state", flat=True).first()
-            runs = self.filter(pk=run_id)
-            if state is not None and state not in STARTING_ROLLOUT_STATES:
-                runs = runs.exclude(state=RunState.PENDING)
-            claimed = runs.transition(
-                "claim",
-                attempt=F("attempt") + 1,
-                waiting_cause="",
-                started_at=Coalesce("started_at", Now()),
-                lease_expires_at=Now() + timedelta(seconds=lease),
-            )
-        return self.select_related("tenant").get(pk=run_id) if claimed else None
 
 
 class MigrationRun(models.Model):

@@ -27,6 +27,7 @@ from tenants.conf import load_conf
 from tenants.driver_errors import translated
 from tenants.exceptions import NotProvisioned, ServiceError
 from tenants.sessions import tenant_session
+from tenants.watch import OwnSession
 
 logger = logging.getLogger(__name__)
 
@@ -111,7 +112,8 @@ def _settle(run: MigrationRun) -> None:
         _settle_repair(run, applied, source, invalid)
         return
     step = _step_in_flight(run)
-    is_over = step is None or _settle_step(step, applied, source)
+    _settle_steps(run, applied, source)
+    is_over = step is None or _is_done(step, applied, source)
     partial = not (is_over or is_untouched)
     # One that is not atomic is never begun again by itself.
     if (is_over or (step is not None and step.atomic)) and _is_carried_on(run):
@@ -120,7 +122,7 @@ def _settle(run: MigrationRun) -> None:
     failure = Failure(
         code="worker_lost",
         error_class="",
-        step=str(step) if step and step.state != StepState.DONE else "",
+        step="" if is_over else str(step),
         message="The worker ended in the middle of the run. "
         + (
             f"{step} is not atomic and may have stopped half-way.{_named(invalid)}"
@@ -208,14 +210,18 @@ def _read_under_lock(run: MigrationRun, source: MigrationSource) -> tuple[Applie
         wait = LET_GO_WITHIN if ended else 0
         with tenant_lock(connection, **place, wait=wait), translated():
             applied = TenantRecorder(connection, tenant.schema_name).applied_keys()
-            invalid = faults(connection, tenant.schema_name).invalid_indexes
+            invalid = faults(OwnSession(connection), tenant.schema_name).invalid_indexes
             untouched = step is None or step.atomic or has_left_nothing(connection, tenant, source, journal_of(step))
             return applied, invalid, untouched
 
 
-def _settle_step(step: RunStep, applied: Applied, source: MigrationSource) -> bool:
-    """Record what became of the step that was in flight; whether it is over."""
-    done = is_recorded((step.app_label, step.name), applied, source) != step.backwards
-    step.state = StepState.DONE if done else StepState.FAILED
-    RunStep.objects.filter(pk=step.pk, state=StepState.RUNNING).update(state=step.state)
-    return done
+def _settle_steps(run: MigrationRun, applied: Applied, source: MigrationSource) -> None:
+    """Record what became of the steps: of those that are atomic, the worker may have been ahead of its records."""
+    open_steps = run.steps.filter(state__in=[StepState.PENDING, StepState.RUNNING])
+    done = [step.pk for step in open_steps if _is_done(step, applied, source)]
+    open_steps.filter(pk__in=done).update(state=StepState.DONE)
+    open_steps.filter(state=StepState.RUNNING).update(state=StepState.FAILED)
+
+
+def _is_done(step: RunStep, applied: Applied, source: MigrationSource) -> bool:
+    return is_recorded((step.app_label, step.name), applied, source) != step.backwards

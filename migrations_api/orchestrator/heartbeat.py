@@ -3,10 +3,10 @@
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Final
+from typing import Final, NamedTuple
 
 from django.db import DEFAULT_DB_ALIAS, DatabaseError, connections
 from django.db.models.functions import Now
@@ -20,31 +20,38 @@ logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def heartbeat(run_id: int, attempt: int, conf: Conf) -> Iterator[None]:
+def heartbeat(run_id: int, attempt: int, conf: Conf, *, beat: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Renew the lease every `conf.heartbeat` seconds, from a thread with a control-plane connection of its own.
 
     When the run is to be interrupted, the same thread has the server cancel what the tenant's session is executing.
+    `beat` is called by it about once a second.
     """
-    done, connected = threading.Event(), threading.Event()
-    thread = threading.Thread(target=_beat, args=(run_id, attempt, conf, connected, done), daemon=True)
+    phases = _Phases(threading.Event(), threading.Event())
+    thread = threading.Thread(target=_beat, args=(run_id, attempt, conf, beat, phases), daemon=True)
     thread.start()
     # The thread has to take hold of `default` before that becomes the tenant.
-    connected.wait()
+    phases.connected.wait()
     try:
         yield
     finally:
-        done.set()
+        phases.done.set()
         thread.join()
 
 
-def _beat(run_id: int, attempt: int, conf: Conf, connected: threading.Event, done: threading.Event) -> None:
+class _Phases(NamedTuple):
+    connected: threading.Event
+    done: threading.Event
+
+
+def _beat(run_id: int, attempt: int, conf: Conf, beat: Callable[[], None], phases: _Phases) -> None:
     connection = connections[DEFAULT_DB_ALIAS]
-    connected.set()
-    mine = MigrationRun.objects.held_by(run_id, attempt).in_flight()
+    phases.connected.set()
     renewed_at = time.monotonic()
     try:
-        while not done.wait(min(WATCH, conf.heartbeat)):
+        while not phases.done.wait(min(WATCH, conf.heartbeat)):
             try:
+                beat()
+                mine = MigrationRun.objects.held_by(run_id, attempt).in_flight()
                 if mine.filter(interrupt_requested=True).exists():
                     cancel_statement()
                 if time.monotonic() - renewed_at < conf.heartbeat:

@@ -1,14 +1,18 @@
 """Writes what happens to a run, each time as a conditional UPDATE that only the newest attempt can make."""
 
 import logging
+import threading
+import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
-from typing import Any
+from functools import cached_property
+from typing import Any, Final
 
-from django.db import transaction
-from django.db.models import Max
+from django.db.models import Max, QuerySet
 from django.db.models.functions import Now
 from django.utils.timezone import now
+from psycopg2.extras import Json
 
 from migrations_api.dispatch.base import Emit, ShouldStop
 from migrations_api.dispatch.history import describe_target, run_ended
@@ -16,15 +20,18 @@ from migrations_api.events import Event, RunPlanned, RunPruned, StepFinished, St
 from migrations_api.exceptions import InvalidTransition, PlanChanged
 from migrations_api.executor import End, Failure, Outcome, StepResult
 from migrations_api.executor.diagnosis import Journal
-from migrations_api.models import AppliedSet, MigrationRun, RunStep
-from migrations_api.orchestrator import observations
+from migrations_api.models import AppliedSet, MigrationRun, RunStep, records
+from migrations_api.models.records import StepProgress
+from migrations_api.models.runs import MigrationRunQuerySet
 from migrations_api.plan import Applied, Plan, Step
-from migrations_api.states import DONE_STEP_STATES, IN_FLIGHT_RUN_STATES, StepState
+from migrations_api.states import DONE_STEP_STATES, IN_FLIGHT_RUN_STATES, RUN_TRANSITIONS, StepState
 from tenants.binding import control_plane
 from tenants.models import Tenant
 
 logger = logging.getLogger(__name__)
 
+# In seconds. Within it, neither is a step's progress written nor is it asked whether the run was canceled.
+PACE: Final = 0.2
 _ENDS = {End.SUCCEEDED: "succeed", End.FAILED: "fail", End.PARTIAL: "leave_partial", End.CANCELED: "cancel"}
 
 
@@ -39,6 +46,9 @@ class Recorder:
 
     A run that is stopped because `should_stop` says so is canceled, or becomes pending again with `requeues`; one that
     a user cancels is canceled.
+
+    What becomes of a step that is atomic, its tenant tells; so that is written every `PACE` seconds and at the end. Of
+    one that is not, each statement's record is written before the statement is sent.
     """
 
     def __init__(self, run: MigrationRun, *, emit: Emit, should_stop: ShouldStop, requeues: bool = False) -> None:
@@ -46,10 +56,17 @@ class Recorder:
         self._told_to_stop = should_stop
         self._requeues = requeues
         self._emit = emit
-        self._mine = MigrationRun.objects.held_by(run.pk, run.attempt)
-        self._steps = RunStep.objects.filter(run=run.pk, run__attempt=run.attempt)
         self._positions: dict[Step, int] = {}
-        self._finished: set[Step] = set()
+        self._progress = _Progress(run)
+        self._done_before = 0
+
+    @cached_property
+    def _mine(self) -> MigrationRunQuerySet:
+        return MigrationRun.objects.held_by(self.run.pk, self.run.attempt)
+
+    @cached_property
+    def _steps(self) -> QuerySet[RunStep]:
+        return RunStep.objects.filter(run=self.run.pk, run__attempt=self.run.attempt)
 
     def tell(self, kind: Callable[..., Event], **values: Any) -> None:
         self._emit(kind(run_id=self.run.pk, tenant_id=self.run.tenant_id, **values))
@@ -57,26 +74,37 @@ class Recorder:
     def should_stop(self) -> bool:
         if self._told_to_stop():
             return True
+        if not self._progress.is_due():
+            return False
         with control_plane():
-            return self._mine.filter(cancel_requested=True).exists()
+            return self._progress.write()
 
     def planned(self, plan: Plan) -> None:
         with control_plane():
-            if self.run.applied_before_id is None:
-                self._update(plan_digest=plan.digest, applied_before_id=AppliedSet.store(plan.applied))
-            else:
-                self._update()
-                self._require_rest(plan)
-            if self.run.options.get("prune"):
-                return
-            last = self._drop_undone() if self.run.attempt > 1 else 0
-            self._positions = {step: position for position, step in enumerate(plan.steps, last + 1)}
-            RunStep.objects.bulk_create(_row(self.run, step, place) for step, place in self._positions.items())
+            self._begin(plan, pruning=bool(self.run.options.get("prune")))
+        # Just now this attempt was the newest.
+        self._progress.wrote()
         self.tell(RunPlanned, target=_target(plan), steps=len(plan.steps), unknown=plan.unknown)
+
+    def _begin(self, plan: Plan, *, pruning: bool) -> None:
+        last = 0
+        if self.run.applied_before_id is not None:
+            self._update()
+            self._require_rest(plan)
+        if self.run.attempt > 1 and not pruning:
+            last = self._drop_undone()
+        positions = {} if pruning else {step: place for place, step in enumerate(plan.steps, last + 1)}
+        rows = [_row(self.run, step, place) for step, place in positions.items()]
+        if self.run.applied_before_id is not None:
+            RunStep.objects.bulk_create(rows)
+        elif not records.begin(self.run, digest=plan.digest, before=plan.applied, steps=rows):
+            raise AttemptLost
+        self._positions = positions
 
     def _drop_undone(self) -> int:
         """What an earlier attempt of the run has done stays done; returns the position of the last such step."""
         self._steps.exclude(state__in=DONE_STEP_STATES).delete()
+        self._done_before = self._steps.count()
         last: int | None = self._steps.aggregate(last=Max("position"))["last"]
         return last or 0
 
@@ -94,19 +122,26 @@ class Recorder:
 
     def repaired(self, step: Step) -> None:
         with control_plane():
-            self._step(step, state=StepState.DONE)
+            if not self._steps.filter(run__state__in=IN_FLIGHT_RUN_STATES).update(state=StepState.DONE):
+                raise AttemptLost
+        self._done_before = 1
         self.tell(StepFinished, file=step.file, backwards=step.backwards, faked=False, seconds=0.0)
 
     def step_started(self, step: Step) -> None:
+        self._progress.started(self._positions[step])
         with control_plane():
-            self._step(step, state=StepState.RUNNING, started_at=Now(), operation=None if step.atomic else 0)
+            if not step.atomic:
+                self._progress.write()
+                self._journal(step, operation=0, statements=0)
+            elif self._progress.is_due():
+                self._progress.write()
         self.tell(StepStarted, file=step.file, backwards=step.backwards)
 
     def step_finished(self, result: StepResult) -> None:
-        state = StepState.FAKED if result.faked else StepState.DONE
-        with control_plane():
-            self._step(result.step, state=state, seconds=result.seconds)
-        self._finished.add(result.step)
+        self._progress.ended(self._positions[result.step], _state_of(result), seconds=result.seconds)
+        if not result.step.atomic or self._progress.is_due():
+            with control_plane():
+                self._progress.write()
         self.tell(
             StepFinished,
             file=result.step.file,
@@ -115,17 +150,21 @@ class Recorder:
             seconds=result.seconds,
         )
 
+    def beat(self) -> None:
+        """Called now and then by another thread, for which `default` is the control plane at all times."""
+        with suppress(AttemptLost):  # which the next step finds out
+            self._progress.write()
+
     def journal(self, step: Step, *, operation: int, statements: int) -> None:
         with control_plane():
-            self._step(step, operation=operation, statements=statements)
+            self._journal(step, operation=operation, statements=statements)
 
     def ended(self, outcome: Outcome) -> None:
-        running = self._steps.filter(state=StepState.RUNNING)
         self.keep(outcome.results)
         if outcome.end is End.CANCELED and self.requeue(applied_after_id=AppliedSet.store(outcome.after)):
             return
         if outcome.end is End.FAILED and outcome.failure and outcome.failure.step:
-            running.update(state=StepState.FAILED)
+            self._progress.stopped()
         if self.run.options.get("prune"):
             self.tell(RunPruned, migrations=outcome.pruned)
         action, failure = self._as_asked(outcome)
@@ -134,7 +173,7 @@ class Recorder:
             failure,
             applied_after=outcome.after,
             findings=[{"code": "unvalidated_constraint", "detail": name} for name in outcome.unvalidated],
-            steps=self._steps.filter(state__in=DONE_STEP_STATES).count() + len(outcome.pruned) + len(outcome.synced),
+            steps=self._done_before + len(outcome.results) + len(outcome.pruned) + len(outcome.synced),
         )
 
     def _as_asked(self, outcome: Outcome) -> tuple[str, Failure | None]:
@@ -149,13 +188,14 @@ class Recorder:
 
     def keep(self, results: Sequence[StepResult]) -> None:
         """A step whose COMMIT went through and whose reply was lost is a result that nobody was told of."""
-        positions = [self._positions[each.step] for each in results if each.step not in self._finished]
-        if positions:
-            self._steps.filter(state=StepState.RUNNING, position__in=positions).update(state=StepState.DONE)
+        for result in results:
+            self._progress.ended(self._positions[result.step], _state_of(result), seconds=None)
 
     def pause(self, outcome: Outcome) -> None:
         """Between two attempts: should there be no other, this is what the run has left."""
         self.keep(outcome.results)
+        with suppress(AttemptLost):  # which the next attempt's claim finds out
+            self._progress.write()
         self._mine.update(applied_after_id=AppliedSet.store(outcome.after))
 
     def lose(self, cause: str) -> None:
@@ -172,16 +212,13 @@ class Recorder:
         steps: int = 0,
     ) -> None:
         """End the run by `action`; nothing happens if another attempt has it."""
-        values: dict[str, Any] = {"finished_at": Now(), "lease_expires_at": None, "waiting_cause": ""}
-        values |= {"findings": list(findings), **failure_values(failure)}
-        with transaction.atomic():
-            if applied_after is not None:
-                values["applied_after_id"] = AppliedSet.store(applied_after)
-            if not self._mine.in_flight().transition(action, **values):
-                return
-            if applied_after is not None:
-                observations.after_run(self.run.tenant_id, applied_after, partial=action == "leave_partial")
-        self.run.refresh_from_db()
+        values: dict[str, Any] = failure_values(failure)
+        found = Json(list(findings))
+        if not records.end(self.run, action, told=self._progress.told(), after=applied_after, findings=found, **values):
+            return
+        self.run.state = RUN_TRANSITIONS[action].to
+        for name, value in values.items():
+            setattr(self.run, name, value)
         self._emit(run_ended(self.run, steps=steps))
 
     def requeue(self, **values: Any) -> bool:
@@ -213,11 +250,66 @@ class Recorder:
         if not self._mine.in_flight().update(waiting_cause="", **values):
             raise AttemptLost
 
-    def _step(self, step: Step, **values: Any) -> None:
-        # One statement: this is written at each step, and before each statement of one that is not atomic.
-        mine = self._steps.filter(run__state__in=IN_FLIGHT_RUN_STATES)
-        if not mine.filter(position=self._positions[step]).update(**values):
+    def _journal(self, step: Step, *, operation: int, statements: int) -> None:
+        if not records.journal(self.run, self._positions[step], operation=operation, statements=statements):
             raise AttemptLost
+
+
+class _Progress:
+    """What is known of the steps and not yet written, by position; two threads write it."""
+
+    def __init__(self, run: MigrationRun) -> None:
+        self._run = run
+        self._lock = threading.Lock()
+        self._begun: dict[int, float] = {}
+        self._over: set[int] = set()
+        self._news: dict[int, tuple[str, float | None]] = {}
+        self._wrote_at = -PACE
+
+    def started(self, position: int) -> None:
+        with self._lock:
+            self._begun[position] = time.monotonic()
+            self._news[position] = (StepState.RUNNING, None)
+
+    def ended(self, position: int, state: str, *, seconds: float | None) -> None:
+        """Of one that has been told to have ended, nothing is news."""
+        with self._lock:
+            if position in self._begun and position not in self._over:
+                self._over.add(position)
+                self._news[position] = (state, seconds)
+
+    def stopped(self) -> None:
+        """The one that was begun and has not ended is where the run failed."""
+        with self._lock:
+            for position in self._begun.keys() - self._over:
+                self._news[position] = (StepState.FAILED, None)
+
+    def is_due(self) -> bool:
+        return time.monotonic() - self._wrote_at >= PACE
+
+    def wrote(self) -> None:
+        self._wrote_at = time.monotonic()
+
+    def told(self) -> list[StepProgress]:
+        instant = time.monotonic()
+        return [
+            StepProgress(position=position, state=state, seconds=seconds, ago=instant - self._begun[position])
+            for position, (state, seconds) in self._news.items()
+        ]
+
+    def write(self) -> bool:
+        """Whether the run is to be canceled; raises AttemptLost."""
+        with self._lock:
+            stops = records.progress(self._run, self.told())
+            if stops is None:
+                raise AttemptLost
+            self._news.clear()
+            self.wrote()
+        return stops
+
+
+def _state_of(result: StepResult) -> str:
+    return StepState.FAKED if result.faked else StepState.DONE
 
 
 def session_name(run: MigrationRun) -> str:
@@ -243,7 +335,7 @@ def journal_of(step: RunStep) -> Journal:
 
 def failure_values(failure: Failure | None) -> dict[str, str]:
     if failure is None:
-        return {}
+        return dict.fromkeys(("error_code", "error_class", "sqlstate", "failed_step", "message"), "")
     return {
         "error_code": failure.code,
         "error_class": failure.error_class[:200],

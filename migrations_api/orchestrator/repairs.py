@@ -25,6 +25,7 @@ from tenants.conf import load_conf
 from tenants.driver_errors import translated
 from tenants.exceptions import ServiceError, TenantNotFound
 from tenants.sessions import tenant_session
+from tenants.watch import OwnSession
 
 
 def diagnosis_of(run: MigrationRun) -> Diagnosis:
@@ -125,7 +126,8 @@ def _read(connection: BaseDatabaseWrapper, run: MigrationRun) -> tuple[Applied, 
     schema = run.tenant.schema_name
     try:
         with translated():
-            return TenantRecorder(connection, schema).applied_keys(), faults(connection, schema).invalid_indexes
+            found = faults(OwnSession(connection), schema)
+            return TenantRecorder(connection, schema).applied_keys(), found.invalid_indexes
     except ServiceError as lost:
         raise OutcomeUnknown("The session was lost in the repair, and what became of it cannot be read yet.") from lost
 

@@ -4,6 +4,8 @@ import logging
 import random
 import time
 from datetime import timedelta
+from typing import Any
+from weakref import WeakSet
 
 from django.db import connection
 from django.db.models.functions import Now
@@ -13,7 +15,7 @@ from migrations_api.events import RunStarted, RunWaiting
 from migrations_api.exceptions import OutcomeUnknown, TenantLocked
 from migrations_api.executor import End, Failure, Options, Outcome, execute, failure_of
 from migrations_api.log_context import about_run
-from migrations_api.models import MigrationRun
+from migrations_api.models import MigrationRun, records
 from migrations_api.orchestrator import repairs
 from migrations_api.orchestrator.heartbeat import heartbeat
 from migrations_api.orchestrator.recorder import AttemptLost, Recorder, session_name
@@ -33,21 +35,28 @@ def work(run_id: int, *, emit: Emit, should_stop: ShouldStop, requeues: bool = F
     """
     conf = load_conf()
     _bound_transactions(conf.lease)
-    run = MigrationRun.objects.claim(run_id, lease=conf.lease)
+    run = records.claim(run_id, lease=conf.lease)
     if run is None:
         return
     with about_run(run.pk, run.tenant_id):
-        Recorder(run, emit=emit, should_stop=should_stop).tell(RunStarted, tenant_name=run.tenant.name)
+        emit(RunStarted(run_id=run.pk, tenant_id=run.tenant_id, tenant_name=run.tenant.name))
         while run is not None:
             recorder = Recorder(run, emit=emit, should_stop=should_stop, requeues=requeues)
             # Waiting included: a long backoff must outlast neither the run's lease nor its driver's.
-            with heartbeat(run.pk, run.attempt, conf):
+            with heartbeat(run.pk, run.attempt, conf, beat=recorder.beat):
                 failure = _attempt(run, recorder)
                 run = _wait(run, recorder, failure, conf) if failure else None
 
 
+_bounded: WeakSet[Any] = WeakSet()
+
+
 def _bound_transactions(seconds: float) -> None:
     """A worker that is paused in the middle of writing a record keeps rows locked, which the coordinator waits for."""
+    connection.ensure_connection()
+    if connection.connection in _bounded:
+        return
+    _bounded.add(connection.connection)
     with connection.cursor() as cursor:
         milliseconds = f"{round(seconds * 1000)}"
         cursor.execute("SELECT set_config('idle_in_transaction_session_timeout', %s, false)", [milliseconds])
@@ -117,10 +126,13 @@ def _wait(run: MigrationRun, recorder: Recorder, failure: Failure, conf: Conf) -
         return None
     recorder.tell(RunWaiting, cause=failure.message, seconds=seconds)
     deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if recorder.should_stop():
-            if not recorder.requeue():
-                recorder.finish("cancel", failure)
-            return None
-        time.sleep(min(0.2, seconds))
-    return MigrationRun.objects.claim(run.pk, lease=conf.lease)
+    try:
+        while time.monotonic() < deadline:
+            if recorder.should_stop():
+                if not recorder.requeue():
+                    recorder.finish("cancel", failure)
+                return None
+            time.sleep(min(0.2, seconds))
+    except AttemptLost:
+        return None
+    return records.claim(run.pk, lease=conf.lease)

@@ -1,0 +1,233 @@
+"""What tenants that stand at the same place have in common, worked out once per process.
+
+The first tenant is migrated in Django's own way, and what its operations send to the server is noted. For the others
+the states of the models are made once and shared; every statement is held against what was noted before it is sent,
+and the first that departs from it has the migration begun again in Django's way. So sharing can cost time, and never
+truth.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from copy import copy
+from functools import cached_property
+from typing import Any, Final
+
+from django.apps import apps
+from django.contrib.postgres import operations as postgres
+from django.db import Error as DatabaseError
+from django.db.migrations import operations
+from django.db.migrations.migration import Migration
+from django.db.migrations.operations.base import Operation
+from django.db.migrations.state import ProjectState, StateApps
+
+from migrations_api.executor import signals
+from migrations_api.executor.verification import tables_of
+from migrations_api.plan import Applied, Key, MigrationSource, Plan, Planner, Target, make_plan
+
+# Those read the models' states and change nothing of them. Others may be any code: they get states of their own.
+SHARING: Final = frozenset(
+    {
+        operations.AddConstraint,
+        operations.AddField,
+        operations.AddIndex,
+        operations.AlterField,
+        operations.AlterIndexTogether,
+        operations.AlterModelManagers,
+        operations.AlterModelOptions,
+        operations.AlterModelTable,
+        operations.AlterModelTableComment,
+        operations.AlterOrderWithRespectTo,
+        operations.AlterUniqueTogether,
+        operations.CreateModel,
+        operations.DeleteModel,
+        operations.RemoveConstraint,
+        operations.RemoveField,
+        operations.RemoveIndex,
+        operations.RenameField,
+        operations.RenameIndex,
+        operations.RenameModel,
+        operations.RunSQL,
+        postgres.AddConstraintNotValid,
+        postgres.ValidateConstraint,
+    }
+)
+# How many are kept: each holds the models of a whole plan.
+KEPT: Final = 16
+
+Statement = tuple[str, str]
+
+
+class Departure(Exception):
+    """An operation is about to do something else than it did for the first tenant."""
+
+
+class Tape:
+    """Notes what the operations of one migration send to the server; with `expected`, lets nothing else pass."""
+
+    def __init__(self, expected: Sequence[Statement] | None = None) -> None:
+        self.noted: list[Statement] = []
+        self._expected = expected
+        self._is_on = False
+
+    def wrap(self, execute: Callable[..., Any], sql: Any, params: Any, many: bool, context: Any) -> Any:  # noqa: FBT001
+        """A wrapper for the connection's statements."""
+        if self._is_on:
+            statement = (str(sql), repr(params))
+            if self._expected is not None and list(self._expected[len(self.noted) :][:1]) != [statement]:
+                raise Departure
+            self.noted.append(statement)
+        return execute(sql, params, many, context)
+
+    def is_played_out(self) -> bool:
+        return self._expected is None or len(self.noted) == len(self._expected)
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        self._is_on = True
+        try:
+            yield
+        except DatabaseError:
+            raise
+        except Exception as error:
+            # Of the states, not of the tenant: Django's own way will tell.
+            if self._expected is not None:
+                raise Departure from error
+            raise
+        finally:
+            self._is_on = False
+
+    def taped(self, migration: Migration, states: Sequence[ProjectState] | None = None) -> Migration:
+        """The migration with operations that are noted; with `states`, those before, between and after them."""
+        told: Any = copy(migration)
+        told.operations = [
+            self._taped(operation, states[place : place + 2] if states else None)
+            for place, operation in enumerate(migration.operations)
+        ]
+        return told  # type: ignore[no-any-return]
+
+    def _taped(self, operation: Operation, states: Sequence[ProjectState] | None) -> Operation:
+        told: Any = copy(operation)
+        shares = type(operation) in SHARING
+
+        def forwards(app_label: str, editor: Any, *given: ProjectState) -> None:
+            around = given if states is None else states if shares else [isolated(state) for state in states]
+            if not shares:
+                operation.database_forwards(app_label, editor, *around)
+                return
+            with self.running():
+                operation.database_forwards(app_label, editor, *around)
+
+        told.database_forwards = forwards
+        if states is not None:
+            told.state_forwards = lambda app_label, state: None
+        return told  # type: ignore[no-any-return]
+
+
+def isolated(state: ProjectState) -> ProjectState:
+    """A copy whose models are rendered on their own, and only if they are asked for."""
+    own: ProjectState = ProjectState({key: model.clone() for key, model in state.models.items()}, state.real_apps)
+    return own
+
+
+class Rehearsal:
+    """One plan, for whichever tenant. Belongs to one process, which works on one tenant at a time."""
+
+    def __init__(self, source: MigrationSource, plan: Plan) -> None:
+        self.source = source
+        self.plan = plan
+        self.noted: dict[Key, list[Statement]] = {}
+        self._written = [list(migration.operations) for migration, _ in plan.migrations]
+        self._states: dict[Key, list[ProjectState]] = {}
+
+    @property
+    def is_over(self) -> bool:
+        """Whether a tenant has gone through all of it, so that the next one can follow."""
+        return all(_key(migration) in self.noted or not migration.atomic for migration, _ in self.plan.migrations)
+
+    def is_altered(self) -> bool:
+        """Whether receivers of pre_migrate have put operations of their own into the plan."""
+        return any(
+            migration.operations != written
+            for (migration, _), written in zip(self.plan.migrations, self._written, strict=True)
+        )
+
+    def restore(self) -> None:
+        for (migration, _), written in zip(self.plan.migrations, self._written, strict=True):
+            restored: Any = migration
+            restored.operations = list(written)
+
+    def forget(self) -> None:
+        """The next tenant is the first one again."""
+        self.noted.clear()
+
+    @cached_property
+    def before(self) -> ProjectState:
+        return Planner(self.plan.loader).project_state()
+
+    @cached_property
+    def _after(self) -> ProjectState:
+        state = isolated(self.before)
+        # Rendered now, an operation renders again only what it changes.
+        _ = state.apps
+        for migration in self.order:
+            states = self._states[_key(migration)] = [state]
+            for operation in migration.operations:
+                state = state.clone()
+                operation.state_forwards(migration.app_label, state)
+                _share(states[-1], state)
+                states.append(state)
+        return state
+
+    @cached_property
+    def order(self) -> list[Migration]:
+        """In the order of Django's executor, which is that of an empty database."""
+        planned = {migration for migration, _ in self.plan.migrations}
+        loader = self.plan.loader
+        full = Planner(loader).migration_plan(loader.graph.leaf_nodes(), clean_start=True)
+        return [migration for migration, _ in full if migration in planned]
+
+    def states(self, migration: Migration) -> list[ProjectState]:
+        """The models before its first operation, and after each."""
+        _ = self._after
+        return self._states[_key(migration)]
+
+    @cached_property
+    def final_apps(self) -> StateApps:
+        """The models after the last step, as receivers of post_migrate get them."""
+        return signals.final_apps(isolated(self._after))
+
+    @cached_property
+    def types(self) -> signals.Types | None:
+        configs = [config for config in apps.get_app_configs() if config.label in self.source.labels]
+        return signals.types_of(self.final_apps, configs)
+
+    def tables(self, connection: Any) -> frozenset[str]:
+        return frozenset(tables_of(self.plan, self._after, connection))
+
+
+def _key(migration: Migration) -> Key:
+    return migration.app_label, migration.name
+
+
+def _share(before: ProjectState, after: ProjectState) -> None:
+    """Keep one copy of what an operation has not changed: a plan may have hundreds of them, over hundreds of models."""
+    for key, model in after.models.items():
+        earlier = before.models.get(key)
+        if earlier is not None and vars(earlier) == vars(model):
+            after.models[key] = earlier
+
+
+_rehearsals: OrderedDict[tuple[int, Applied, Target], Rehearsal] = OrderedDict()
+
+
+def rehearsal_of(source: MigrationSource, applied: Applied, target: Target) -> Rehearsal:
+    """The plan from there, and what is known of it; raises what make_plan() does."""
+    own = frozenset(key for key in applied if key[0] in source.labels)
+    key = (id(source), own, target)
+    if key not in _rehearsals:
+        _rehearsals[key] = Rehearsal(source, make_plan(source, own, target))
+    _rehearsals.move_to_end(key)
+    while len(_rehearsals) > KEPT:
+        _rehearsals.popitem(last=False)
+    return _rehearsals[key]

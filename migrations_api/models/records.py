@@ -1,0 +1,196 @@
+"""What every run writes, each as one statement: by a query for each row, records would cost more than migrations.
+
+All are conditional on the attempt, the fencing token: False means that the run is no longer that attempt's.
+"""
+
+import json
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Final
+
+from django.db import connection
+from django.db.models import Model
+
+from migrations_api.models.fleet import TenantObservation
+from migrations_api.models.runs import AppliedSet, MigrationRun, Rollout, RunStep
+from migrations_api.plan import Applied, fingerprint
+from migrations_api.states import IN_FLIGHT_RUN_STATES, RUN_TRANSITIONS, STARTING_ROLLOUT_STATES, RunState, StepState
+from tenants.models import Tenant
+
+Row = tuple[object, ...]
+
+
+def _table(model: type[Model]) -> str:
+    return f'"{model._meta.db_table}"'
+
+
+_RUN, _STEP = _table(MigrationRun), _table(RunStep)
+
+# The rollout's row is locked, so that one that is being paused starts nothing that was chosen before.
+CLAIM_SQL: Final = f"""
+    WITH rollout AS (
+        SELECT state FROM {_table(Rollout)} WHERE id = (SELECT rollout_id FROM {_RUN} WHERE id = %(run)s) FOR SHARE
+    )
+    UPDATE {_RUN}
+       SET state = %(to)s, attempt = attempt + 1, waiting_cause = '', started_at = coalesce(started_at, now()),
+           lease_expires_at = now() + %(lease)s * interval '1 second'
+     WHERE id = %(run)s AND state = ANY(%(sources)s)
+       AND (state <> %(pending)s OR NOT EXISTS (SELECT FROM rollout WHERE state <> ALL(%(starting)s)))
+    RETURNING *
+"""  # noqa: S608 - names of our own tables
+# Kept by its name before anything refers to it; thousands of tenants stand at a few sets.
+_SET: Final = f"""
+        INSERT INTO {_table(AppliedSet)} (fingerprint, migrations)
+        SELECT %(set)s, %(migrations)s::jsonb WHERE %(set)s IS NOT NULL ON CONFLICT DO NOTHING
+"""
+TENANT_SQL: Final = f"SELECT * FROM {_table(Tenant)} WHERE tenant_id = %s"  # noqa: S608
+BEGIN_SQL: Final = f"""
+    WITH applied AS ({_SET}), mine AS (
+        UPDATE {_RUN} SET waiting_cause = '', plan_digest = %(digest)s, applied_before_id = %(set)s
+         WHERE id = %(run)s AND attempt = %(attempt)s AND state = ANY(%(in_flight)s) RETURNING id
+    ), planned AS (
+        INSERT INTO {_STEP} (run_id, position, app_label, name, backwards, atomic, state, statements)
+        SELECT mine.id, step.*, %(pending)s, 0
+          FROM mine, unnest(%(positions)s::int[], %(apps)s::text[], %(names)s::text[], %(backwards)s::bool[],
+                            %(atomics)s::bool[]) step
+    )
+    SELECT count(*) FROM mine
+"""  # noqa: S608
+_PROGRESS: Final = f"""
+        UPDATE {_STEP} s
+           SET state = told.state, seconds = told.seconds, started_at = now() - told.ago * interval '1 second'
+          FROM mine, unnest(%(positions)s::int[], %(states)s::text[], %(seconds)s::float[], %(agos)s::float[])
+               told (position, state, seconds, ago)
+         WHERE s.run_id = mine.id AND s.position = told.position
+"""  # noqa: S608
+PROGRESS_SQL: Final = f"""
+    WITH mine AS (
+        SELECT id, cancel_requested FROM {_RUN}
+         WHERE id = %(run)s AND attempt = %(attempt)s AND state = ANY(%(in_flight)s)
+    ), progress AS ({_PROGRESS})
+    SELECT cancel_requested FROM mine
+"""  # noqa: S608
+JOURNAL_SQL: Final = f"""
+    UPDATE {_STEP} s SET operation = %(operation)s, statements = %(statements)s
+      FROM {_RUN} r WHERE r.id = %(run)s AND r.attempt = %(attempt)s AND r.state = ANY(%(in_flight)s)
+       AND s.run_id = r.id AND s.position = %(position)s
+ RETURNING 1
+"""  # noqa: S608
+# A look at the tenant that is newer than the run's end has seen what it left.
+END_SQL: Final = f"""
+    WITH applied AS ({_SET}), mine AS (
+        UPDATE {_RUN} SET state = %(to)s, finished_at = now(), lease_expires_at = NULL, waiting_cause = '',
+               findings = %(findings)s, applied_after_id = coalesce(%(set)s, applied_after_id),
+               error_code = %(error_code)s, error_class = %(error_class)s, sqlstate = %(sqlstate)s,
+               failed_step = %(failed_step)s, message = %(message)s
+         WHERE id = %(run)s AND attempt = %(attempt)s AND state = ANY(%(sources)s) RETURNING id, tenant_id
+    ), progress AS ({_PROGRESS}), seen AS (
+        INSERT INTO {_table(TenantObservation)} AS o (tenant_id, applied_id, partial, error_code, detail, observed_at)
+        SELECT t.tenant_id, %(set)s, %(partial)s, '', '', clock_timestamp()
+          FROM {_table(Tenant)} t JOIN mine ON mine.tenant_id = t.tenant_id WHERE %(set)s IS NOT NULL
+           FOR NO KEY UPDATE OF t
+            ON CONFLICT (tenant_id) DO UPDATE
+           SET applied_id = excluded.applied_id, partial = excluded.partial, error_code = '', detail = '',
+               observed_at = excluded.observed_at
+         WHERE o.observed_at <= excluded.observed_at
+    )
+    SELECT count(*) FROM mine
+"""  # noqa: S608
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepProgress:
+    """How far one step is: `seconds` that it took, None while it runs, and how many seconds `ago` it was begun."""
+
+    position: int
+    state: str
+    seconds: float | None
+    ago: float
+
+
+def claim(run_id: int, *, lease: float) -> MigrationRun | None:
+    """Make the run `running` as a new attempt, for `lease` seconds; None when somebody else did or it ended.
+
+    None as well while its rollout starts nothing: it was chosen before that was paused.
+    """
+    sources, to = RUN_TRANSITIONS["claim"]
+    values: dict[str, Any] = {"run": run_id, "lease": lease, "to": to, "sources": list(sources)}
+    states: dict[str, Any] = {"pending": RunState.PENDING, "starting": list(STARTING_ROLLOUT_STATES)}
+    for run in MigrationRun.objects.raw(CLAIM_SQL, {**values, **states}):
+        [run.tenant] = Tenant.objects.raw(TENANT_SQL, [run.tenant_id])
+        return run
+    return None
+
+
+def begin(run: MigrationRun, *, digest: str, before: Applied, steps: Collection[RunStep]) -> bool:
+    """Record the plan that is about to be carried out, and from where."""
+    return bool(
+        _value(
+            BEGIN_SQL,
+            run,
+            digest=digest,
+            **_set(before),
+            in_flight=list(IN_FLIGHT_RUN_STATES),
+            pending=StepState.PENDING,
+            positions=[step.position for step in steps],
+            apps=[step.app_label for step in steps],
+            names=[step.name for step in steps],
+            backwards=[step.backwards for step in steps],
+            atomics=[step.atomic for step in steps],
+        )
+    )
+
+
+def progress(run: MigrationRun, told: Sequence[StepProgress]) -> bool | None:
+    """Whether the run is to be canceled; None if it is no longer that attempt's."""
+    canceled: bool | None = _value(PROGRESS_SQL, run, in_flight=list(IN_FLIGHT_RUN_STATES), **_columns(told))
+    return canceled
+
+
+def journal(run: MigrationRun, position: int, *, operation: int, statements: int) -> bool:
+    """How far a step has come that is not atomic."""
+    place = {"position": position, "operation": operation, "statements": statements}
+    return bool(_value(JOURNAL_SQL, run, in_flight=list(IN_FLIGHT_RUN_STATES), **place))
+
+
+def end(run: MigrationRun, action: str, *, told: Sequence[StepProgress], after: Applied | None, **values: Any) -> bool:
+    """End the run by `action`, with its steps, and keep where its tenant stands now; `values` are fields of the run."""
+    sources, to = RUN_TRANSITIONS[action]
+    return bool(
+        _value(
+            END_SQL,
+            run,
+            to=to,
+            sources=list(sources & IN_FLIGHT_RUN_STATES),
+            **_set(after),
+            partial=to == RunState.PARTIAL,
+            **_columns(told),
+            **values,
+        )
+    )
+
+
+def _set(applied: Applied | None) -> dict[str, str | None]:
+    return {"set": None, "migrations": None} if applied is None else dict(_named(applied))
+
+
+@lru_cache(maxsize=64)
+def _named(applied: Applied) -> dict[str, str]:
+    return {"set": fingerprint(applied), "migrations": json.dumps(sorted(applied))}
+
+
+def _columns(told: Sequence[StepProgress]) -> dict[str, list[Any]]:
+    return {
+        "positions": [each.position for each in told],
+        "states": [each.state for each in told],
+        "seconds": [each.seconds for each in told],
+        "agos": [each.ago for each in told],
+    }
+
+
+def _value(statement: str, run: MigrationRun, **values: Any) -> Any:
+    with connection.cursor() as cursor:
+        cursor.execute(statement, {"run": run.pk, "attempt": run.attempt, **values})
+        row = cursor.fetchone()
+    return None if row is None else row[0]

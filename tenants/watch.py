@@ -1,0 +1,156 @@
+"""A session of this process that stays open beside those of the tenants of one database, and only reads.
+
+A tenant's own session is new, and the first question to a catalog costs a new session several times what it costs one
+that has answered it before. What any session of the database can tell is asked of this one.
+"""
+
+import os
+import threading
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.backends.postgresql.base import DatabaseWrapper
+
+from tenants.backends import backend_for
+from tenants.backends.base import require_direct
+from tenants.binding import open_connection
+from tenants.conf import load_conf
+from tenants.driver_errors import translated
+from tenants.exceptions import ServerUnreachable
+from tenants.models import Isolation, Tenant
+from tenants.servers import DatabaseSettings
+
+# Of libpq: what is sent and not acknowledged, and a server that is silent, are noticed within half a minute.
+KEEPALIVES: Final = {
+    "keepalives_idle": 15,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 30_000,
+}
+
+
+Value = str | list[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """A statement with a placeholder, %s, for each of `types`; the name is its own."""
+
+    name: str
+    types: tuple[str, ...]
+    statement: str
+
+    @property
+    def preparation(self) -> str:
+        numbered = self.statement % tuple(f"${place}" for place in range(1, len(self.types) + 1))
+        return f"PREPARE {self.name} ({', '.join(self.types)}) AS {numbered}"
+
+    @property
+    def execution(self) -> str:
+        places = ", ".join(f"%s::{kind}" for kind in self.types)
+        return f"EXECUTE {self.name} ({places})"
+
+
+class Reader(Protocol):
+    """A session that answers questions of a tenant's database; raises ServiceError."""
+
+    def rows(self, question: Question, *values: Value) -> list[tuple[Any, ...]]: ...
+
+
+class OwnSession:
+    """The tenant's own, where there is no other."""
+
+    def __init__(self, connection: BaseDatabaseWrapper) -> None:
+        self._connection = connection
+
+    def rows(self, question: Question, *values: Value) -> list[tuple[Any, ...]]:
+        with translated(), self._connection.cursor() as cursor:
+            cursor.execute(question.statement, values)
+            return list(cursor.fetchall())
+
+
+class Watch:
+    """Connects when it is first asked, and again when the server has ended it between two questions."""
+
+    def __init__(self, settings: DatabaseSettings) -> None:
+        self._settings = settings
+        self._connection: DatabaseWrapper | None = None
+        self._prepared: set[str] = set()
+
+    @property
+    def connection(self) -> DatabaseWrapper:
+        if self._connection is None:
+            connection = open_connection(self._settings)
+            with translated(), connection.cursor() as cursor:
+                cursor.execute("SELECT pg_backend_pid()")
+                require_direct(cursor.fetchone()[0], connection)
+            self._connection = connection
+        return self._connection
+
+    def rows(self, question: Question, *values: Value) -> list[tuple[Any, ...]]:
+        was_open = self._connection is not None
+        try:
+            return self._rows(question, values)
+        except ServerUnreachable:
+            self.close()
+            if not was_open:
+                raise
+            return self._rows(question, values)
+
+    def _rows(self, question: Question, values: tuple[Value, ...]) -> list[tuple[Any, ...]]:
+        with translated(), self.connection.cursor() as cursor:
+            if question.name not in self._prepared:
+                cursor.execute(question.preparation)
+                self._prepared.add(question.name)
+            cursor.execute(question.execution, values)
+            return list(cursor.fetchall())
+
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+        self._connection = None
+        self._prepared.clear()
+
+
+class _Watches(threading.local):
+    def __init__(self) -> None:
+        self.owner = os.getpid()
+        self.by_server: dict[str, Watch] = {}
+
+
+_watches = _Watches()
+# A forked process must neither use nor end its parent's sessions, which dropping them would do.
+_inherited: list[Watch] = []
+
+
+def watch_of(tenant: Tenant) -> Watch | None:
+    """The session beside those of the tenant's database; None where it would serve one tenant alone."""
+    if tenant.isolation == Isolation.DATABASE or tenant.role_name or load_conf().connection_resolver:
+        return None
+    if _watches.owner != os.getpid():
+        _inherited.extend(_watches.by_server.values())
+        _watches.__init__()  # type: ignore[misc]  # begun anew
+    settings = backend_for(tenant).connection_settings(tenant)
+    found = _watches.by_server.get(tenant.database)
+    if found is None or found._settings["NAME"] != settings["NAME"]:
+        found = _watches.by_server[tenant.database] = Watch(_watching(settings))
+    return found
+
+
+def close_watches() -> None:
+    """End those of this thread."""
+    for watch in _watches.by_server.values():
+        watch.close()
+
+
+def _watching(settings: DatabaseSettings) -> DatabaseSettings:
+    conf = load_conf()
+    options = {
+        **KEEPALIVES,
+        **settings.get("OPTIONS", {}),
+        "application_name": "tenant-migrations watch",
+        "connect_timeout": max(2, round(conf.connect_timeout)),
+        "options": f"-c default_transaction_read_only=on -c lock_timeout={round(conf.lock_timeout * 1000)}",
+    }
+    return {**settings, "OPTIONS": options, "AUTOCOMMIT": True, "CONN_MAX_AGE": None}
