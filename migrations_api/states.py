@@ -53,6 +53,8 @@ RUN_TRANSITIONS: Final = _table(
         # Its worker is going down, or is gone and left the tenant on a boundary; the next one carries on with it.
         "requeue": ({_R.RUNNING, _R.WAITING}, _R.PENDING),
         "succeed": ({_R.RUNNING}, _R.SUCCEEDED),
+        # There is nothing to do, which was read without a worker.
+        "confirm": ({_R.PENDING}, _R.SUCCEEDED),
         "fail": ({_R.RUNNING}, _R.FAILED),
         "leave_partial": ({_R.RUNNING}, _R.PARTIAL),
         "cancel": ({_R.PENDING, _R.WAITING, _R.RUNNING}, _R.CANCELED),

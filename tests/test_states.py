@@ -19,6 +19,7 @@ RUNS = {
     "wait": ("running", "waiting"),
     "requeue": ("running waiting", "pending"),
     "succeed": ("running", "succeeded"),
+    "confirm": ("pending", "succeeded"),
     "fail": ("running", "failed"),
     "leave_partial": ("running", "partial"),
     "cancel": ("pending waiting running", "canceled"),

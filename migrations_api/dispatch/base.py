@@ -21,6 +21,8 @@ class Dispatcher(Protocol):
     whose worker dies is no longer held: its lease ends, and the truth is read from the tenant. Where the dispatcher is
     certain that the worker is gone, it tells `on_lost`, which must not raise.
 
+    With `looks_ahead` nothing depends on how a run ends before the next one begins: a worker may have one more waiting.
+
     With `leaves_running` another driver carries on where this one ends: once `should_stop` says so, what is not done by
     processes of this machine is neither stopped nor waited for.
     """
@@ -33,6 +35,7 @@ class Dispatcher(Protocol):
         emit: Emit,
         should_stop: ShouldStop,
         on_lost: OnLost,
+        looks_ahead: bool = False,
         leaves_running: bool = False,
     ) -> None: ...
 

@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+from collections import deque
 from contextlib import suppress
 from multiprocessing import active_children, get_context
 from multiprocessing.connection import Connection, wait
@@ -48,7 +49,8 @@ class _Worker:
         self.process: BaseProcess = _context.Process(target=_serve, args=(child, work), name=_NAME, daemon=True)
         self.process.start()
         child.close()
-        self.run_id: int | None = None
+        # The first is what it works on.
+        self.run_ids: deque[int] = deque()
         self.done = 0
 
 
@@ -58,6 +60,7 @@ def _serve(pipe: Connection, work: Work) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     _cancel_on_signal()
     stopping = False
+    waiting: deque[int] = deque()
 
     def emit(event: Event) -> None:
         with suppress(OSError):  # nobody listens any more; the records do not depend on it
@@ -66,10 +69,13 @@ def _serve(pipe: Connection, work: Work) -> None:
     def should_stop() -> bool:
         nonlocal stopping
         while not stopping and pipe.poll():
-            stopping = _next(pipe) is None
+            if (told := _next(pipe)) is None:
+                stopping = True
+            else:
+                waiting.append(told)
         return stopping
 
-    while (run_id := _next(pipe)) is not None:
+    while (run_id := waiting.popleft() if waiting else _next(pipe)) is not None:
         work(run_id, emit=emit, should_stop=should_stop)
         if stopping:
             break
@@ -111,6 +117,7 @@ class ParallelDispatcher:
         emit: Emit,
         should_stop: ShouldStop,
         on_lost: OnLost,
+        looks_ahead: bool = False,
         leaves_running: bool = False,
     ) -> None:
         self._work = work
@@ -118,34 +125,45 @@ class ParallelDispatcher:
         self._should_stop = should_stop
         self._on_lost = on_lost
         self._max = min(max_concurrency, load_conf().max_workers)
+        self._for_each = 2 if looks_ahead else 1
         self._per_worker = load_conf().tenants_per_worker
         self._workers: list[_Worker] = []
         self._told_to_stop = False
 
     @property
     def free(self) -> int:
-        return self._max - len(self.held)
+        unborn = self._max - len(self._workers)
+        return unborn * self._for_each + sum(self._room(worker) for worker in self._workers)
 
     @property
     def held(self) -> frozenset[int]:
-        return frozenset(worker.run_id for worker in self._workers if worker.run_id is not None)
+        return frozenset(run_id for worker in self._workers for run_id in worker.run_ids)
 
     def submit(self, run_id: int) -> None:
         # An idle worker says nothing, and what it died of, memory perhaps, may be long ago.
-        for idle in [worker for worker in self._workers if worker.run_id is None]:
+        for idle in [worker for worker in self._workers if not worker.run_ids]:
             if not idle.process.is_alive():
                 self._retire(idle)
-        worker = next((worker for worker in self._workers if worker.run_id is None), None)
-        if worker is None:
-            worker = _Worker(self._work)
-            self._workers.append(worker)
-        worker.run_id = run_id
+        worker = self._least_busy()
+        worker.run_ids.append(run_id)
         with suppress(OSError):  # it has died just now, which the next wait() finds out
             worker.pipe.send(run_id)
 
+    def _least_busy(self) -> _Worker:
+        open_ones = [worker for worker in self._workers if self._room(worker)]
+        least = min(open_ones, key=lambda worker: len(worker.run_ids), default=None)
+        if least is None or (least.run_ids and len(self._workers) < self._max):
+            least = _Worker(self._work)
+            self._workers.append(least)
+        return least
+
+    def _room(self, worker: _Worker) -> int:
+        # One that is to be replaced gets no more.
+        return max(0, min(self._for_each, self._per_worker - worker.done) - len(worker.run_ids))
+
     def wait(self, timeout: float) -> None:
         self._pass_stop_on()
-        ready = wait([worker.pipe for worker in self._workers if worker.run_id is not None], timeout)
+        ready = wait([worker.pipe for worker in self._workers if worker.run_ids], timeout)
         for worker in [worker for worker in self._workers if worker.pipe in ready]:
             self._receive(worker)
 
@@ -160,7 +178,7 @@ class ParallelDispatcher:
             return
         self._told_to_stop = True
         for worker in self._workers:
-            if worker.run_id is not None:
+            if worker.run_ids:
                 with suppress(OSError):  # it is dead, which the next wait() finds out
                     worker.pipe.send(None)
 
@@ -171,14 +189,15 @@ class ParallelDispatcher:
                 if isinstance(message, Event):
                     self._emit(message)
                 else:
-                    worker.run_id = None
+                    worker.run_ids.popleft()
                     worker.done += 1
         except (EOFError, ConnectionResetError):
             self._retire(worker)
-            if worker.run_id is not None:
-                self._on_lost(worker.run_id)
+            # What it had not begun is nobody's again, and is submitted once more.
+            if worker.run_ids:
+                self._on_lost(worker.run_ids[0])
             return
-        if worker.run_id is None and (worker.done >= self._per_worker or self._told_to_stop):
+        if not worker.run_ids and (worker.done >= self._per_worker or self._told_to_stop):
             self._retire(worker)
 
     def _retire(self, worker: _Worker) -> None:

@@ -72,6 +72,7 @@ class CeleryDispatcher:
         emit: Emit,
         should_stop: ShouldStop,
         on_lost: OnLost,
+        looks_ahead: bool = False,
         leaves_running: bool = False,
     ) -> None:
         self._emit = emit

@@ -12,6 +12,7 @@ class SequentialDispatcher:
         emit: Emit,
         should_stop: ShouldStop,
         on_lost: OnLost,
+        looks_ahead: bool = False,
         leaves_running: bool = False,
     ) -> None:
         self._work = work

@@ -32,7 +32,7 @@ def advance(rollout: Rollout, *, limit: int, lease: float, held: frozenset[int] 
 
     `held` are runs that the caller has handed to workers, whether they have begun or not. The runs chosen are pending
     ones of open waves, in the order of waves and tenant ids. What a call decides is committed when it returns, so that
-    the next one, whoever makes it, decides from there.
+    the next one, whoever makes it, decides from there. `rollout` learns which wave is open.
     """
     with transaction.atomic():
         # Of two callers the second waits here and sees what the first has done.
@@ -41,7 +41,9 @@ def advance(rollout: Rollout, *, limit: int, lease: float, held: frozenset[int] 
             return []
         if _renew(locked, lease):
             locked.refresh_from_db()
-        return _Step(locked, held).choose(limit)
+        chosen = _Step(locked, held).choose(limit)
+    rollout.open_wave = locked.open_wave
+    return chosen
 
 
 def _renew(locked: Rollout, lease: float) -> bool:

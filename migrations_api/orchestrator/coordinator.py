@@ -25,6 +25,7 @@ from migrations_api.models import Coordinator, MigrationRun, RequestedVia, Rollo
 from migrations_api.orchestrator import expiry, observations
 from migrations_api.orchestrator.abandoned import COORDINATED, settle_abandoned
 from migrations_api.orchestrator.advance import advance
+from migrations_api.orchestrator.confirmation import confirm_up_to_date
 from migrations_api.orchestrator.driver import POLL, carry_out, dispatcher_for, expire
 from migrations_api.orchestrator.event_log import log_event
 from migrations_api.orchestrator.work import work
@@ -219,6 +220,7 @@ def _lead(beat: Heartbeat, should_stop: ShouldStop) -> None:
         on_lost=partial(expire, emit=log_event),
         leaves_running=True,
     )
+    unread = _UnreadWaves()
     chores = [
         Chore(settle_abandoned, is_due=_is_anything_overdue, every=SETTLE_EVERY),
         Chore(
@@ -226,6 +228,7 @@ def _lead(beat: Heartbeat, should_stop: ShouldStop) -> None:
             is_due=lambda: bool(observations.due(conf.observe_every).exists()),
             every=min(SETTLE_EVERY, conf.observe_every),
         ),
+        Chore(unread.confirm, is_due=unread.exist, every=POLL),
         Chore(expiry.purge, is_due=lambda: bool(expiry.expired_keys().exists()), every=PURGE_EVERY),
     ]
 
@@ -254,6 +257,25 @@ def _lead(beat: Heartbeat, should_stop: ShouldStop) -> None:
     finally:
         for chore in chores:
             chore.stop()
+
+
+class _UnreadWaves:
+    """Waves of rollouts whose tenants were not looked at yet; what there is nothing to do for needs no worker."""
+
+    def __init__(self) -> None:
+        self._read: set[tuple[int, int]] = set()
+        self._found: list[Rollout] = []
+
+    def exist(self) -> bool:
+        running = Rollout.objects.filter(foreground=False, state=RolloutState.RUNNING).defer("selector")
+        opened = {(rollout.pk, rollout.open_wave): rollout for rollout in running}
+        self._found = [rollout for wave, rollout in opened.items() if wave not in self._read]
+        self._read = set(opened)
+        return bool(self._found)
+
+    def confirm(self) -> None:
+        for rollout in self._found:
+            confirm_up_to_date(rollout, emit=log_event)
 
 
 def ready_runs(limit: int, held: frozenset[int]) -> list[int]:

@@ -16,8 +16,10 @@ from migrations_api.events import RunWaiting
 from migrations_api.models import MigrationRun, Rollout
 from migrations_api.orchestrator.abandoned import settle_abandoned
 from migrations_api.orchestrator.advance import advance
+from migrations_api.orchestrator.confirmation import confirm_up_to_date
 from migrations_api.orchestrator.endings import finish_if_done
 from migrations_api.orchestrator.rollout_verbs import cancel, pause
+from migrations_api.orchestrator.strategy import Strategy
 from migrations_api.orchestrator.work import work
 from migrations_api.states import ACTIVE_ROLLOUT_STATES, RolloutState
 from tenants.conf import load_conf
@@ -44,14 +46,26 @@ def drive(
     again and again while the rollout waits between two waves. One that is paused is left to the coordinator.
     """
     lease = load_conf().lease
+    looked_at = -1
 
     def choose(limit: int, held: frozenset[int]) -> list[int]:
+        nonlocal looked_at
         if should_stop():
             cancel(rollout, "Not started: the rollout was stopped.")
-        return advance(rollout, limit=limit, lease=lease, held=held)
+        chosen = advance(rollout, limit=limit, lease=lease, held=held)
+        if chosen and rollout.open_wave != looked_at:
+            looked_at = rollout.open_wave
+            if confirm_up_to_date(rollout, emit=emit):
+                chosen = advance(rollout, limit=limit, lease=lease, held=held)
+        return chosen
 
     dispatcher = dispatcher_for(executor)(
-        work, max_concurrency=max_concurrency, emit=emit, should_stop=should_stop, on_lost=partial(expire, emit=emit)
+        work,
+        max_concurrency=max_concurrency,
+        emit=emit,
+        should_stop=should_stop,
+        on_lost=partial(expire, emit=emit),
+        looks_ahead=Strategy.from_dict(rollout.strategy).bounds_nothing,
     )
     carry_out(dispatcher, choose, idle=lambda: _goes_on(rollout, on_gate, lease=lease, stop=should_stop))
     finish_if_done(rollout)

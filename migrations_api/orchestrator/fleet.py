@@ -207,7 +207,7 @@ def _standing(
             detail=observation.error.message if observation.error else "",
         )
     applied: Applied = frozenset(observation.applied)
-    place = place_of(_plan_once(tenant, applied, plans, target), applied)
+    place = place_of(plan_once(tenant, applied, plans, target), applied)
     return place.standing(tenant, partial=tenant.tenant_id in partial)
 
 
@@ -220,7 +220,7 @@ def place_of(plan: Plan | PlanError, applied: Applied) -> Place:
     return Place(status=status, applied=len(plan.applied), pending=len(plan.steps), unknown=plan.unknown)
 
 
-def _plan_once(
+def plan_once(
     tenant: Tenant, applied: Applied, plans: dict[tuple[str, str], Plan | PlanError], target: Target
 ) -> Plan | PlanError:
     kind = kind_of(tenant.isolation)
@@ -275,7 +275,7 @@ def plans_for(tenants: Sequence[Tenant], target: Target) -> Iterator[tuple[Tenan
         if observation.applied is None:
             yield tenant, observation.error or ServiceError()
         else:
-            yield tenant, _plan_once(tenant, frozenset(observation.applied), plans, target)
+            yield tenant, plan_once(tenant, frozenset(observation.applied), plans, target)
 
 
 @dataclass(frozen=True, kw_only=True)

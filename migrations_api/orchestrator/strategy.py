@@ -150,6 +150,11 @@ class Strategy(Stored):
     def groups(self) -> tuple[Group, ...]:
         return (*([self.canary] if self.canary else []), *self.waves)
 
+    @property
+    def bounds_nothing(self) -> bool:
+        """Whether any number may fail, and as many be in flight as there are workers."""
+        return self.max_failures is None and self.on_error == OnError.CONTINUE and self.max_per_database is None
+
     def allowed_failures(self, total: int) -> int | None:
         """How many tenants may fail; None is any number."""
         if self.max_failures is not None:

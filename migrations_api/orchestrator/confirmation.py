@@ -1,0 +1,125 @@
+"""Settle what there is nothing to do for, by reading the tenants of a rollout in batches instead of working on each."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+from django.db import transaction
+from django.db.models import F, OuterRef, Subquery
+from django.db.models.functions import Now
+
+from migrations_api.dispatch.base import Emit
+from migrations_api.events import RunEnded, RunStarted
+from migrations_api.exceptions import PlanError
+from migrations_api.executor import Options
+from migrations_api.models import AppliedSet, MigrationRun, Rollout, TenantObservation
+from migrations_api.orchestrator.fleet import observe, plan_once
+from migrations_api.orchestrator.requests import target_of
+from migrations_api.plan import Applied, Plan, fingerprint
+from migrations_api.states import STARTING_ROLLOUT_STATES, RunState
+from tenants.models import Isolation
+
+# How many tenants are read, and settled, at a time.
+BATCH: Final = 1000
+PLAIN: Final = Options()
+
+Plans = dict[tuple[str, str], Plan | PlanError]
+
+
+def confirm_up_to_date(rollout: Rollout, *, emit: Emit) -> int:
+    """End those of the rollout's open runs for which there is nothing to do; returns how many.
+
+    Only where the tenant's last run has succeeded and left it as it is now: otherwise something is left to be done,
+    were it only that receivers of post_migrate were not told. Tenants with a database of their own are left to the
+    workers, which connect to them side by side.
+    """
+    asked = Options(**rollout.options)
+    if asked != Options(allow_backwards=asked.allow_backwards):
+        return 0
+    plans: Plans = {}
+    confirmed = 0
+    for runs in _batches(rollout):
+        for plan, after, idle in _idle(rollout, runs, plans):
+            confirmed += _end(rollout, idle, plan, after, emit)
+    return confirmed
+
+
+def _batches(rollout: Rollout) -> Iterator[Sequence[MigrationRun]]:
+    """Those whose tenant stands where its last run left it, as far as is known without asking it."""
+    last = MigrationRun.objects.filter(tenant=OuterRef("tenant"), applied_after__isnull=False).order_by("-pk")
+    pending = (
+        rollout.runs.filter(state=RunState.PENDING, wave__lte=rollout.open_wave, attempt=0)
+        .exclude(tenant__isolation=Isolation.DATABASE)
+        .filter(tenant__observation__partial=False, tenant__observation__error_code="")
+        .annotate(last_state=Subquery(last.values("state")[:1]), left=Subquery(last.values("applied_after")[:1]))
+        .filter(last_state=RunState.SUCCEEDED, left=F("tenant__observation__applied"))
+        .select_related("tenant")
+        .order_by("pk")
+    )
+    after = 0
+    while batch := list(pending.filter(pk__gt=after)[:BATCH]):
+        yield batch
+        after = batch[-1].pk
+
+
+def _idle(
+    rollout: Rollout, runs: Sequence[MigrationRun], plans: Plans
+) -> Iterator[tuple[Plan, Applied, Sequence[MigrationRun]]]:
+    """The runs with nothing to do, by where their tenants stand now."""
+    seen = observe([run.tenant for run in runs])
+    at: defaultdict[tuple[str, Applied], list[MigrationRun]] = defaultdict(list)
+    for run in runs:
+        found = seen[run.tenant_id].applied
+        if found is not None and not _is_held(run):
+            at[run.tenant.isolation, frozenset(found)].append(run)
+    for (_, applied), there in at.items():
+        plan = plan_once(there[0].tenant, applied, plans, target_of(rollout))
+        if not isinstance(plan, PlanError) and not (plan.steps or plan.replacements or plan.unknown):
+            name = fingerprint(applied)
+            yield plan, applied, [run for run in there if _left(run) == name]
+
+
+def _is_held(run: MigrationRun) -> bool:
+    return run.tenant.held_at is not None
+
+
+def _left(run: MigrationRun) -> str:
+    return str(run.left)  # type: ignore[attr-defined]  # annotated
+
+
+def _end(rollout: Rollout, runs: Sequence[MigrationRun], plan: Plan, after: Applied, emit: Emit) -> int:
+    """Under the rollout's lock: one that is being paused starts nothing."""
+    ids = [run.pk for run in runs]
+    with transaction.atomic():
+        locked = Rollout.objects.select_for_update(no_key=True).filter(pk=rollout.pk, state__in=STARTING_ROLLOUT_STATES)
+        if not locked.exists():
+            return 0
+        free = MigrationRun.objects.select_for_update(no_key=True, skip_locked=True)
+        ids = list(free.filter(pk__in=ids, state=RunState.PENDING).values_list("pk", flat=True))
+        MigrationRun.objects.filter(pk__in=ids).transition(
+            "confirm",
+            attempt=F("attempt") + 1,
+            started_at=Now(),
+            finished_at=Now(),
+            plan_digest=plan.digest,
+            applied_before_id=AppliedSet.store(plan.applied),
+            applied_after_id=AppliedSet.store(after),
+        )
+        ended = [run for run in runs if run.pk in set(ids)]
+        TenantObservation.objects.filter(pk__in=[run.tenant_id for run in ended]).update(observed_at=Now())
+    for run in ended:
+        emit(RunStarted(run_id=run.pk, tenant_id=run.tenant_id, tenant_name=run.tenant.name))
+        emit(_told(run))
+    return len(ended)
+
+
+def _told(run: MigrationRun) -> RunEnded:
+    return RunEnded(
+        run_id=run.pk,
+        tenant_id=run.tenant_id,
+        state=RunState.SUCCEEDED,
+        steps=0,
+        error_code="",
+        failed_step="",
+        message="",
+    )

@@ -1,0 +1,218 @@
+"""What tenants that stand at the same place share in one process, and that nothing else passes from one to the next."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from django.db import migrations, models
+from django.db.models.signals import pre_migrate
+from psycopg2 import sql
+
+from migrations_api.executor import rehearsal
+from migrations_api.models import MigrationRun
+from migrations_api.orchestrator import sources
+from migrations_api.orchestrator.requests import Request, request_run
+from migrations_api.orchestrator.work import work
+from migrations_api.plan import MigrationSource, Target
+from tenants import watch
+from tenants.models import Tenant
+from tests import catalog
+
+MakeTenant = Callable[..., Tenant]
+TARGET = Target()
+
+
+class First(migrations.Migration):
+    initial = True
+    dependencies = ()
+    operations = (
+        migrations.CreateModel(
+            "Order",
+            [
+                ("id", models.BigAutoField(primary_key=True)),
+                ("number", models.CharField(max_length=10, unique=True)),
+                ("changed_at", models.DateTimeField(auto_now=True)),
+            ],
+        ),
+    )
+
+
+def migration(name: str, *operations: Any, after: str = "0001_initial") -> type[migrations.Migration]:
+    values = {"dependencies": [("orders", after)], "operations": list(operations)}
+    return type(name, (migrations.Migration,), values)
+
+
+@pytest.fixture(autouse=True)
+def forgotten() -> Iterator[None]:
+    rehearsal._rehearsals.clear()
+    yield
+    rehearsal._rehearsals.clear()
+
+
+@pytest.fixture
+def code(monkeypatch: pytest.MonkeyPatch, settings: Any) -> Callable[..., None]:
+    """Have the tenants' only app consist of the first migration and those."""
+
+    def is_now(**kinds: type[migrations.Migration]) -> None:
+        settings.TENANT_APPS = ["examples.shop.orders"]
+        written = {("orders", "0001_initial"): First("0001_initial", "orders")}
+        written |= {("orders", name): kind(name, "orders") for name, kind in kinds.items()}
+        source = MigrationSource(
+            labels=frozenset({"orders"}), migrations=written, unmigrated_apps=frozenset(), outside_keys=frozenset()
+        )
+        monkeypatch.setattr(sources, "_load", lambda *key: source)
+
+    return is_now
+
+
+def migrate(tenant: Tenant, target: Target = TARGET) -> MigrationRun:
+    run = request_run(tenant, Request(target=target))
+    work(run.pk, emit=lambda event: None, should_stop=lambda: False)
+    run.refresh_from_db()
+    return run
+
+
+def query(tenant: Tenant, statement: str) -> list[tuple[Any, ...]]:
+    path = sql.SQL("SET search_path TO {}; ").format(sql.Identifier(tenant.schema_name))
+    return catalog.query(catalog.tenant_dsn(tenant), path + sql.SQL(statement))
+
+
+def standing_at_first(make_tenant: MakeTenant, count: int) -> list[Tenant]:
+    tenants = [make_tenant(f"t{number}") for number in range(count)]
+    for tenant in tenants:
+        assert migrate(tenant, Target(app_label="orders", migration_name="0001_initial")).state == "succeeded"
+    return tenants
+
+
+def test_departure__a_constraint_of_another_name_is_dropped_all_the_same(
+    make_tenant: MakeTenant, code: Callable[..., None], caplog: Any
+) -> None:
+    plain = models.CharField(max_length=10)
+    code(m2=migration("m2", migrations.AlterField("Order", "number", plain)))
+    tenants = standing_at_first(make_tenant, 3)
+    [[name]] = query(
+        tenants[1], "SELECT conname FROM pg_constraint WHERE conrelid = 'orders_order'::regclass AND contype = 'u'"
+    )
+    query(tenants[1], f'ALTER TABLE orders_order RENAME CONSTRAINT "{name}" TO by_hand; SELECT 1')
+    caplog.set_level("INFO")
+    assert [migrate(tenant).state for tenant in tenants] == ["succeeded"] * 3
+    for tenant in tenants:
+        assert not query(
+            tenant, "SELECT 1 FROM pg_constraint WHERE conrelid = 'orders_order'::regclass AND contype = 'u'"
+        )
+    assert "orders.m2 is not what it was for other tenants" in caplog.text
+
+
+def test_failure__of_one_tenant_is_its_own(make_tenant: MakeTenant, code: Callable[..., None]) -> None:
+    code(m2=migration("m2", migrations.AddField("Order", "total", models.IntegerField(null=True))))
+    tenants = standing_at_first(make_tenant, 4)
+    query(tenants[2], "ALTER TABLE orders_order ADD COLUMN total int; SELECT 1")
+    runs = [migrate(tenant) for tenant in tenants]
+    assert [(run.state, run.sqlstate) for run in runs] == [
+        ("succeeded", ""),
+        ("succeeded", ""),
+        ("failed", "42701"),
+        ("succeeded", ""),
+    ]
+
+
+def test_models__that_a_data_migration_has_changed_are_new_for_the_next_tenant(
+    make_tenant: MakeTenant, code: Callable[..., None]
+) -> None:
+    seen = []
+
+    def keep_times(apps: Any, editor: Any) -> None:
+        field = apps.get_model("orders", "Order")._meta.get_field("changed_at")
+        seen.append(field.auto_now)
+        field.auto_now = False
+
+    code(m2=migration("m2", migrations.RunPython(keep_times)))
+    assert [migrate(make_tenant(f"t{number}")).state for number in range(3)] == ["succeeded"] * 3
+    assert seen == [True] * 3
+
+
+def test_models__are_as_they_were_at_that_operation(make_tenant: MakeTenant, code: Callable[..., None]) -> None:
+    seen = []
+
+    def look(apps: Any, editor: Any) -> None:
+        seen.append(sorted(field.name for field in apps.get_model("orders", "Order")._meta.get_fields()))
+
+    code(
+        m2=migration(
+            "m2",
+            migrations.RunPython(look),
+            migrations.AddField("Order", "total", models.IntegerField(null=True)),
+            migrations.RunPython(look),
+            migrations.RenameField("Order", "total", "sum"),
+            migrations.RunPython(look),
+        )
+    )
+    for number in range(2):
+        assert migrate(make_tenant(f"t{number}")).state == "succeeded"
+    base = ["changed_at", "id", "number"]
+    assert seen == [base, sorted([*base, "total"]), sorted([*base, "sum"])] * 2
+
+
+def test_defaults__that_differ_each_time_differ_for_each_tenant(
+    make_tenant: MakeTenant, code: Callable[..., None]
+) -> None:
+    numbers = iter(range(100))
+    field = models.IntegerField(default=lambda: next(numbers))
+    code(m2=migration("m2", migrations.AddField("Order", "serial", field)))
+    tenants = standing_at_first(make_tenant, 3)
+    for tenant in tenants:
+        query(tenant, "INSERT INTO orders_order (number, changed_at) VALUES ('a', now()); SELECT 1")
+        assert migrate(tenant).state == "succeeded"
+    found = [query(tenant, "SELECT serial FROM orders_order")[0][0] for tenant in tenants]
+    assert len(set(found)) == 3
+
+
+def test_receivers__may_add_operations_for_each_tenant(make_tenant: MakeTenant, code: Callable[..., None]) -> None:
+    added = []
+
+    def add(plan: Any, **values: Any) -> None:
+        for planned, _ in plan:
+            planned.operations.append(migrations.RunPython(lambda apps, editor, name=planned.name: added.append(name)))
+
+    code(m2=migration("m2", migrations.AddField("Order", "total", models.IntegerField(null=True))))
+    tenants = standing_at_first(make_tenant, 3)
+    pre_migrate.connect(add)
+    try:
+        assert [migrate(tenant).state for tenant in tenants[:2]] == ["succeeded"] * 2
+    finally:
+        pre_migrate.disconnect(add)
+    assert added == ["m2", "m2"]
+    assert migrate(tenants[2]).state == "succeeded"
+    assert added == ["m2", "m2"]
+
+
+def test_rehearsals__are_few(make_tenant: MakeTenant, code: Callable[..., None], monkeypatch: Any) -> None:
+    monkeypatch.setattr(rehearsal, "KEPT", 2)
+    code(m2=migration("m2", migrations.AddField("Order", "total", models.IntegerField(null=True))))
+    for number, name in enumerate(("0001_initial", "m2", "0001_initial")):
+        migrate(make_tenant(f"t{number}"), Target(app_label="orders", migration_name=name))
+    assert len(rehearsal._rehearsals) == 2
+
+
+def test_watch__that_the_server_has_ended_is_opened_again(make_tenant: MakeTenant, code: Callable[..., None]) -> None:
+    code()
+    tenant = make_tenant()
+    assert migrate(tenant).state == "succeeded"
+    session = watch.watch_of(tenant)
+    assert session is not None
+    pid = session.connection.connection.info.backend_pid
+    catalog.query(catalog.tenant_dsn(tenant), sql.SQL("SELECT pg_terminate_backend({})").format(sql.Literal(pid)))
+    assert migrate(tenant).state == "succeeded"
+    assert session.connection.connection.info.backend_pid != pid
+
+
+def test_watch__can_change_nothing(make_tenant: MakeTenant) -> None:
+    session = watch.watch_of(make_tenant())
+    assert session is not None
+    with session.connection.cursor() as cursor, pytest.raises(Exception, match="read-only transaction"):
+        cursor.execute("CREATE SCHEMA made_by_the_watch")
+
+
+def test_watch__of_one_database_serves_all_its_schemas(make_tenant: MakeTenant) -> None:
+    assert watch.watch_of(make_tenant("one")) is watch.watch_of(make_tenant("two"))
+    assert watch.watch_of(make_tenant("three", isolation="database")) is None
