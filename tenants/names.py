@@ -6,6 +6,9 @@ from string import Formatter
 from tenants.exceptions import InvalidName
 
 MAX_NAME = 200  # characters of a tenant's name
+MAX_LABEL = 255  # and of a label's value
+LABEL_KEY = re.compile("[^=]{1,63}")
+MAX_REASON = 300  # characters of why a tenant is held or skipped, or was repaired
 MAX_IDENTIFIER_BYTES = 63  # PostgreSQL's NAMEDATALEN - 1; what is longer is cut in silence.
 
 # A path segment of the API stands beside /tenants/{tenant_id}.

@@ -19,11 +19,10 @@ from migrations_api.executor import Options
 from migrations_api.management.presenter import explain
 from migrations_api.orchestrator.requests import Request
 from migrations_api.plan import Target
-from migrations_api.serializers.fields import LABEL_KEY, MAX_LABEL, MAX_REASON
 from tenants.conf import load_conf
 from tenants.driver_errors import sqlstate, translate
 from tenants.exceptions import InvalidName, ServerNotConfigured, ServiceError
-from tenants.names import validate_tenant_id
+from tenants.names import LABEL_KEY, MAX_LABEL, MAX_REASON, validate_tenant_id
 
 PLAN_DIGEST: Final = re.compile("[0-9a-f]{64}")
 EXIT_FAILED: Final = 1

@@ -28,7 +28,6 @@ from migrations_api.orchestrator.endings import LEFT_BEHIND
 from migrations_api.orchestrator.reports import failure_groups, newcomers
 from migrations_api.orchestrator.rollout_verbs import is_abandoned
 from migrations_api.orchestrator.strategy import Strategy
-from migrations_api.serializers.runs import MigrationRunSerializer
 from migrations_api.states import DONE_STEP_STATES, RolloutState, RunState
 from tenants.conf import load_conf
 
@@ -62,8 +61,10 @@ def carry_out(command: ServiceCommand, rollout: Rollout, *, executor: str, outpu
         )
     results = _results(command, presenter.ended, rollout)
     if output == "json":
+        from migrations_api.management import documents  # noqa: PLC0415 - REST framework is not for the others
+
         for run in rollout.runs.prefetch_related("steps").order_by("wave", "tenant_id").iterator(chunk_size=200):
-            command.write_json(MigrationRunSerializer(run).data)
+            command.write_json(documents.of_run(run))
     elif verbosity >= 1:
         command.stdout.write(presenter.summary(results) if results else "There are no tenants to migrate.\n", ending="")
     _tell_what_is_left(command, rollout)

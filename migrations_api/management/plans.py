@@ -3,8 +3,6 @@ from migrations_api.management.base import ServiceCommand
 from migrations_api.orchestrator.requests import Preview, Request, check_options
 from migrations_api.orchestrator.selection import SHARED_WAVE
 from migrations_api.plan import Plan
-from migrations_api.serializers.plans import PlanSerializer
-from migrations_api.serializers.rollouts import RolloutPreviewSerializer
 
 
 def check_question(request: Request) -> None:
@@ -16,7 +14,9 @@ def check_question(request: Request) -> None:
 
 def write_plan(command: ServiceCommand, tenant_id: str, plan: Plan, *, output: str) -> None:
     if output == "json":
-        command.write_json({"tenant_id": tenant_id, **PlanSerializer(plan).data})
+        from migrations_api.management import documents  # noqa: PLC0415 - REST framework is not for the others
+
+        command.write_json({"tenant_id": tenant_id, **documents.of_plan(plan)})
         return
     command.stdout.write(f"Planned operations for tenant '{tenant_id}':")
     if plan.unknown:
@@ -29,7 +29,9 @@ def write_plan(command: ServiceCommand, tenant_id: str, plan: Plan, *, output: s
 
 def write_preview(command: ServiceCommand, preview: Preview, *, output: str) -> None:
     if output == "json":
-        command.write_json(RolloutPreviewSerializer(preview).data)
+        from migrations_api.management import documents  # noqa: PLC0415 - REST framework is not for the others
+
+        command.write_json(documents.of_preview(preview))
         return
     arranged = preview.arrangement
     command.stdout.write(f"A rollout over {_tenants(arranged.total)}:")

@@ -1,6 +1,5 @@
 """Fields that several serializers have, and what refuses those that a serializer does not have."""
 
-import re
 from collections.abc import Mapping
 from typing import Any, ClassVar, Final
 
@@ -10,10 +9,8 @@ from rest_framework import serializers
 from migrations_api.exceptions import InvalidOptions
 from migrations_api.orchestrator.fleet import TenantStatus
 from migrations_api.orchestrator.strategy import Amount, Group
+from tenants.names import LABEL_KEY, MAX_LABEL, MAX_REASON
 
-LABEL_KEY: Final = re.compile("[^=]{1,63}")
-MAX_LABEL: Final = 255  # characters of a label's value
-MAX_REASON = 300
 # With what OpenAPI has of regular expressions, too; `$` alone would let a newline follow.
 ONE_LINE: Final = r"^(?=.*\S)[^\u0000-\u001f\u007f-\u009f\u2028\u2029]+(?!\n)$"
 STATUSES = [(status.value, status.value) for status in TenantStatus]

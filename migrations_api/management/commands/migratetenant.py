@@ -19,7 +19,6 @@ from migrations_api.models import MigrationRun
 from migrations_api.orchestrator.fleet import plan_for
 from migrations_api.orchestrator.requests import get_tenant, request_run
 from migrations_api.orchestrator.work import work
-from migrations_api.serializers.runs import MigrationRunSerializer
 from migrations_api.states import RunState, StepState
 
 
@@ -58,7 +57,9 @@ def carry_out(command: ServiceCommand, run: MigrationRun, *, format: str, verbos
         work(run.pk, emit=presenter, should_stop=should_stop)
     run.refresh_from_db()
     if format == "json":
-        command.write_json(MigrationRunSerializer(run).data)
+        from migrations_api.management import documents  # noqa: PLC0415 - REST framework is not for the others
+
+        command.write_json(documents.of_run(run))
     elif verbosity >= 1:
         for finding in run.findings:
             command.stdout.write(f"Note: {describe_finding(finding)}")
