@@ -7,8 +7,9 @@ import os
 import re
 import sys
 from io import TextIOWrapper
-from typing import Any, Final, NoReturn
+from typing import Any, Final, Literal, NoReturn
 
+from django.core.checks import Tags
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.core.serializers.json import DjangoJSONEncoder
 from django.db import DatabaseError
@@ -54,6 +55,9 @@ def try_again_later() -> str:
 
 class ServiceCommand(BaseCommand):
     """A command whose ServiceErrors end it with a message and the exit code that the error has."""
+
+    # Others load every view and every template engine, which takes longer than the rest of the process's start.
+    requires_system_checks: tuple[str, ...] | list[str] | Literal["__all__"] = ("tenants", Tags.models)
 
     def execute(self, *args: Any, **options: Any) -> str | None:
         for stream in (sys.stdout, sys.stderr):

@@ -14,6 +14,7 @@ GRACE = 30  # seconds for requests in flight
 
 
 class Command(ServiceCommand):
+    requires_system_checks = "__all__"
     help = "Run the web server and, beside it, the coordinator that carries out what the API asks for."
 
     def add_arguments(self, parser: CommandParser) -> None:
