@@ -1,8 +1,10 @@
-"""python -m benchmarks fleet | reads | rollouts | protocol, each with --help: prints speeds, asserts none."""
+"""python -m benchmarks fleet | peers | reads | rollouts | protocol, each with --help: prints speeds, asserts none."""
 
 import argparse
 
 from benchmarks import fleet, protocol, reads, rollouts
+from benchmarks.peers import comparison
+from benchmarks.peers.tools import TOOLS
 
 
 def main() -> None:
@@ -11,6 +13,7 @@ def main() -> None:
     of_fleet = benchmarks.add_parser("fleet", help=fleet.__doc__.splitlines()[0], description=fleet.__doc__)
     of_fleet.add_argument("--tenants", type=int, default=200)
     of_fleet.set_defaults(measure=fleet.measure)
+    add_peers(benchmarks.add_parser("peers", help=comparison.__doc__.splitlines()[0], description=comparison.__doc__))
     of_reads = benchmarks.add_parser("reads", help=reads.__doc__.splitlines()[0], description=reads.__doc__)
     of_reads.add_argument("--tenants", type=int, default=10_000)
     of_reads.add_argument("--runs", type=int, default=100_000)
@@ -29,6 +32,21 @@ def main() -> None:
     options = vars(parser.parse_args())
     del options["benchmark"]
     options.pop("measure")(**options)
+
+
+def add_peers(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--tenants", type=numbers, default="50,200,1000", help="Sizes of fleets of schemas.")
+    parser.add_argument("--databases", type=numbers, default="50", help="And of databases.", dest="in_databases")
+    parser.add_argument("--large", type=int, default=10_000, help="Tenants of the case `large`.")
+    parser.add_argument("--cases", nargs="+", choices=comparison.CASES, default=[*comparison.CASES])
+    parser.add_argument("--tools", nargs="+", choices=TOOLS, default=[*TOOLS])
+    parser.add_argument("--rounds", type=int, default=3, help="How often each is measured; the median counts.")
+    parser.add_argument("--write", action="store_true", help="Append the tables to benchmarks/RESULTS.md.")
+    parser.set_defaults(measure=comparison.measure)
+
+
+def numbers(value: str) -> list[int]:
+    return [int(each) for each in value.split(",") if each]
 
 
 if __name__ == "__main__":

@@ -1,0 +1,5 @@
+from django_pgschemas.models import TenantModel
+
+
+class Client(TenantModel):
+    auto_create_schema = False
