@@ -18,7 +18,7 @@ from service.embedded_postgres import EmbeddedPostgres
 
 TOGETHER = 100  # schemas in one statement or transaction; each has many tables to lock
 OF_MODELS = {"django_content_type", "auth_permission"}
-NOISE = r"^(\\(un)?restrict .*|--.*|SET .*|SELECT pg_catalog.set_config.*|CREATE SCHEMA .*|)\n"
+NOISE = r"^(\\(un)?restrict .*|--.*|SET .*|SELECT pg_catalog.set_config.*|(CREATE|COMMENT ON) SCHEMA .*|)\n"
 
 
 @dataclass(frozen=True, kw_only=True)

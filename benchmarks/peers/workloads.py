@@ -37,5 +37,5 @@ WAGTAIL = Workload(
         "wagtail.users",
     ),
     requirements=("wagtail",),
-    settings={"WAGTAIL_SITE_NAME": "Benchmark", "WAGTAILADMIN_BASE_URL": "http://localhost"},
+    settings={"WAGTAIL_SITE_NAME": "Benchmark", "WAGTAILADMIN_BASE_URL": "http://localhost", "STATIC_URL": "static/"},
 )
