@@ -1,6 +1,7 @@
 from typing import Any
 
 import pytest
+from django.contrib.auth import get_user_model
 from django.core import checks
 from django.core.management import call_command
 from django.core.management.base import SystemCheckError
@@ -135,3 +136,8 @@ def test_check__template_that_is_missing(settings: Any, setting: str) -> None:
 def test_check__tenant_migrations(settings: Any, value: object, message: str) -> None:
     settings.TENANT_MIGRATIONS = value
     assert problems() == [("tenants.E006", message, "The README has the table of settings.")]
+
+
+def test_user_model__has_no_names_that_a_tenants_app_may_want() -> None:
+    related = get_user_model()._meta.related_objects
+    assert [each for each in related if each.related_model._meta.app_label in {"migrations_api", "tenants"}] == []

@@ -44,7 +44,7 @@ class ApiTokenManager(APIKeyManager):
 class ApiToken(AbstractAPIKey):
     """A bearer token of one user, stored as a hash. It never gives more than its scope, nor more than its user has."""
 
-    user = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="api_tokens")
+    user = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="+")
     scope = models.CharField(max_length=8, choices=Role, default=Role.VIEWER)
     last_used_at = models.DateTimeField(null=True, blank=True, editable=False)
 
