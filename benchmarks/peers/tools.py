@@ -60,9 +60,8 @@ class Fleet:
 class Tool(Protocol):
     """What is compared. A peer's executors count for the ratio to the best of them.
 
-    `own_app` is one that it has beside the tenants' apps, and that leaves rows in each of
-    them. `most` limits the tenants that it is given, where what one costs does not depend on
-    their number.
+    `own_app` is one that it has beside the tenants' apps, and that leaves rows in each of them. `most` limits the
+    tenants that it is given, where what one costs does not depend on their number.
     """
 
     name: str
