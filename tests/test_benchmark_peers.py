@@ -79,11 +79,11 @@ def test_truth__batches_end_with_the_row_of_a_migration() -> None:
             'CREATE TABLE "django_migrations" ();',
             "CREATE TABLE a ();",
             row,
-            "INSERT INTO django_content_type;",
+            'INSERT INTO "django_content_type";',
         ),
     )
     assert truth.batches == ['CREATE TABLE "django_migrations" ();CREATE TABLE a ();' + row, truth.statements[3]]
-    assert truth.records == truth.statements[0] + row
+    assert truth.records == truth.statements[0] + row + truth.statements[3]
     assert pending_batch(truth) == truth.batches[0]
 
 

@@ -40,7 +40,7 @@ CASES = {
     "from-zero": "from zero",
     "pending": "one migration pending",
     "nothing": "nothing to do",
-    "large": "nothing to do; tenants that have nothing but django_migrations",
+    "large": "nothing to do; of tables, only django_migrations, content types and permissions",
     "wagtail": "wagtail, from zero",
 }
 ORDINARY = ("from-zero", "pending", "nothing")
