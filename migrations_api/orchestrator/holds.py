@@ -42,6 +42,16 @@ def release(tenant: Tenant) -> None:
         raise InvalidTransition(f"Tenant '{tenant.tenant_id}' is not held.")
 
 
+def release_all(reason: str) -> int:
+    """Release every tenant that is held for just that reason; returns how many. Raises InvalidTransition for none."""
+    released = Tenant.objects.filter(held_at__isnull=False, hold_reason=reason).update(
+        held_at=None, held_by="", hold_reason=""
+    )
+    if not released:
+        raise InvalidTransition(f"No tenant is held with the reason '{reason}'.")
+    return released
+
+
 def suspend(tenant: Tenant, *, suspended: bool) -> None:
     """Rollouts that are asked for from now on leave a suspended tenant out. Raises TenantNotFound."""
     if not Tenant.objects.filter(pk=tenant.pk).update(suspended=suspended):
