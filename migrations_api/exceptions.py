@@ -174,3 +174,9 @@ class InvalidOptions(ServiceError):
     """These options do not go together."""
 
     code = "invalid_options"
+
+
+class NotAdoptable(ServiceError):
+    """What was found cannot be registered."""
+
+    code = "not_adoptable"

@@ -58,6 +58,33 @@ def role_name(template: str, tenant_id: str) -> str:
     return _checked("role", fill_template(template, tenant_id), RESERVED_ROLES)
 
 
+def validate_schema_name(name: str) -> None:
+    """Raise InvalidName for a schema that no tenant can have, whoever made it."""
+    _checked("schema", name, RESERVED_SCHEMAS)
+
+
+def validate_database_name(name: str) -> None:
+    _checked("database", name, RESERVED_DATABASES)
+
+
+def tenant_id_in(template: str, name: str) -> str | None:
+    """What stands for `{tenant_id}` in a name that the template gives; None for one that it cannot give."""
+    fill_template(template, "acme")
+    pattern, seen = "", False
+    for literal, field, _, _ in Formatter().parse(template):
+        pattern += re.escape(literal)
+        if field is not None:
+            pattern += "(?P=tenant_id)" if seen else "(?P<tenant_id>.+)"
+            seen = True
+    found = re.fullmatch(pattern, name, re.DOTALL)
+    return found["tenant_id"] if found else None
+
+
+def fitted_tenant_id(text: str) -> str:
+    """In lower case, with a hyphen in place of whatever else a tenant id may not hold; not always a tenant id."""
+    return re.sub("[^a-z0-9]+", "-", text.lower()).strip("-")
+
+
 def fill_template(template: str, tenant_id: str) -> str:
     """Put `tenant_id` into `template`, in which `{tenant_id}` must stand and is the only field allowed."""
     try:
