@@ -4,6 +4,7 @@ VENV ?= .venv
 PORT ?= 8000
 RUN = $(VENV)/bin/python
 NODE_MODULES = tests/typescript/node_modules
+OTHER_TOOLS = tests/other_tools/.venv
 
 .PHONY: demo serve test coverage lint bench openapi fuzz soak test-django6 stop clean
 
@@ -18,11 +19,11 @@ serve: $(VENV)/installed
 # A process for each core, up to what the embedded server has connections for; one that is done takes over from another.
 IN_PARALLEL = -n auto --maxprocesses=8 --dist=worksteal
 
-test: lint $(NODE_MODULES)/installed
+test: lint $(NODE_MODULES)/installed $(OTHER_TOOLS)/installed
 	$(RUN) -m pytest $(IN_PARALLEL)
 
 # In one process, the only one that is measured.
-coverage: $(NODE_MODULES)/installed
+coverage: $(NODE_MODULES)/installed $(OTHER_TOOLS)/installed
 	$(RUN) -m coverage run -m pytest
 	$(RUN) -m coverage report
 
@@ -57,7 +58,8 @@ soak: $(VENV)/installed
 
 # The newest Django 6.x needs Python 3.12: make test-django6 PYTHON=python3.13
 test-django6:
-	$(MAKE) VENV=.venv-django6 PYTHON=$(PYTHON) .venv-django6/installed $(NODE_MODULES)/installed
+	$(MAKE) VENV=.venv-django6 PYTHON=$(PYTHON) .venv-django6/installed $(NODE_MODULES)/installed \
+		$(OTHER_TOOLS)/installed
 	.venv-django6/bin/python -m pip install --quiet --disable-pip-version-check 'django>=6,<7'
 	.venv-django6/bin/python -m pytest
 
@@ -68,7 +70,7 @@ stop:
 clean:
 	test ! -x $(RUN) || $(RUN) -m service.background stop
 	test ! -x $(RUN) || $(RUN) -m service.embedded_postgres destroy
-	rm -rf $(VENV) .venv-django6 $(NODE_MODULES)
+	rm -rf $(VENV) .venv-django6 $(NODE_MODULES) $(OTHER_TOOLS)
 
 $(VENV)/installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.13 ...")'
@@ -79,4 +81,10 @@ $(VENV)/installed: pyproject.toml
 # npm comes with the dev extra.
 $(NODE_MODULES)/installed: $(VENV)/installed tests/typescript/package.json tests/typescript/package-lock.json
 	$(VENV)/bin/npm ci --silent --prefix tests/typescript
+	touch $@
+
+# Tools that have made fleets; apart, since they bring settings and commands of their own.
+$(OTHER_TOOLS)/installed: tests/other_tools/requirements.txt
+	$(PYTHON) -m venv $(OTHER_TOOLS)
+	$(OTHER_TOOLS)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
 	touch $@
