@@ -255,6 +255,21 @@ def test_no_record__is_left_out_and_the_rest_is_registered(strangers: MakeFleet)
     assert [tenant.tenant_id for tenant in Tenant.objects.all()] == ["acme"]
 
 
+def test_without_record__is_registered_and_recorded_by_fake_initial(strangers: MakeFleet) -> None:
+    strangers("tool_acme", target=("products", "0001"))
+    shop("DROP TABLE tool_acme.django_migrations")
+
+    registered = manage(*BY_PATTERN, "--without-record", "--register", "--format=json")
+    manage("releasetenant", "--tenant-id=acme")
+    refused = manage("migratetenant", "--tenant-id=acme", "products", "0001")
+    faked = manage("migratetenant", "--tenant-id=acme", "--fake-initial", "products", "0001")
+
+    assert (registered.code, rows(registered)["tool_acme"]["adoption"]) == (0, "adopted")
+    assert (refused.code, "no record of its migrations" in refused.err) == (1, True)
+    assert "products/0001_initial.py ... FAKED" in faked.out
+    assert manage("migratetenant", "--tenant-id=acme").code == 0
+
+
 def test_unreadable__is_left_out_and_told(strangers: MakeFleet) -> None:
     strangers("tool_acme", "tool_globex")
     with catalog.cursor(catalog.dsn(configured.TENANT_DATABASES["shop"])) as other:

@@ -26,7 +26,6 @@ from migrations_api.orchestrator.fleet import (
 )
 from migrations_api.plan import Target, fingerprint
 from tenants import discovery, names
-from tenants.app_sets import tenant_app_labels
 from tenants.discovery import Found, TenantTable
 from tenants.exceptions import InvalidName, IsControlPlane, NotProvisioned, TenantExists
 from tenants.models import Isolation, Tenant
@@ -66,7 +65,8 @@ class Search:
 
     `schemas` and `databases` are patterns as a shell has them (`*`, `?`, `[ab]`), and so are those of `exclude`. Of the
     three places to look just one is given. `id_pattern` is a template like TENANT_SCHEMA_TEMPLATE, which stands in for
-    it where it is empty; with `fit_ids`, what a tenant id may not hold becomes a hyphen.
+    it where it is empty; with `fit_ids`, what a tenant id may not hold becomes a hyphen. With `without_record`, one in
+    which no migration is recorded counts as a tenant, too: what another tool than Django's has made.
     """
 
     database: str
@@ -76,6 +76,7 @@ class Search:
     exclude: tuple[str, ...] = ()
     id_pattern: str = ""
     fit_ids: bool = False
+    without_record: bool = False
 
     def __post_init__(self) -> None:
         if sum(map(bool, (self.schemas, self.databases, self.table))) != 1:
@@ -114,10 +115,11 @@ def find(search: Search) -> list[Finding]:
     seen = observe([each.tenant for each in checked if each.adoption in {Adoption.NEW, Adoption.REGISTERED}])
     partial = partial_runs([each.tenant.tenant_id for each in checked if each.adoption == Adoption.REGISTERED])
     places: dict[tuple[str, str], Place] = {}
-    return [
+    looked = [
         _looked_at(each, seen[each.tenant.tenant_id], partial, places) if each.tenant.tenant_id in seen else each
         for each in checked
     ]
+    return looked if search.without_record else [_with_record(each) for each in looked]
 
 
 def register(findings: Sequence[Finding], *, by: str, labels: Mapping[str, str] | None = None) -> list[Finding]:
@@ -303,13 +305,17 @@ def _looked_at(
         detail = finding.detail or (seen.error.message if seen.error else "")
         return replace(finding, adoption=finding.adoption if is_known else adoption, detail=detail)
     kind, applied = kind_of(finding.tenant.isolation), frozenset(seen.applied)
-    if not is_known and not any(app in tenant_app_labels(kind) for app, _ in applied):
-        return replace(finding, adoption=Adoption.NO_RECORD, detail="No migration of its apps is recorded there.")
     key = (kind, fingerprint(applied))
     if key not in places:
         places[key] = place_of(try_plan(kind, applied, Target()), applied)
     standing = places[key].standing(finding.tenant, partial=finding.tenant.tenant_id in partial)
     return replace(finding, standing=standing, detail=finding.detail or standing.detail)
+
+
+def _with_record(finding: Finding) -> Finding:
+    if finding.adoption != Adoption.NEW or finding.standing is None or finding.standing.applied:
+        return finding
+    return replace(finding, adoption=Adoption.NO_RECORD, detail="No migration of its apps is recorded there.")
 
 
 def _unseen(seen: Observation) -> Adoption:

@@ -59,6 +59,11 @@ class Command(ServiceCommand):
             action="store_true",
             help="Lower case, and a hyphen for what an id may not hold: Acme_Co is acme-co.",
         )
+        parser.add_argument(
+            "--without-record",
+            action="store_true",
+            help="Count as tenants, too, those in which no migration is recorded; then see --fake-initial.",
+        )
         parser.add_argument("--label", dest="labels", type=label, action="append", default=[], metavar="KEY=VALUE")
         parser.add_argument("--register", action="store_true", help="Register what is new; without it nothing changes.")
         parser.add_argument("--format", choices=["table", "json"], default="table")
@@ -100,6 +105,7 @@ def _search(options: dict[str, Any]) -> Search:
         exclude=tuple(options["exclude"]),
         id_pattern=options["tenant_id_pattern"] or "",
         fit_ids=options["fit_ids"],
+        without_record=options["without_record"],
     )
 
 
