@@ -14,7 +14,6 @@ from django.conf import settings as configured
 from psycopg2 import sql
 
 from migrations_api.orchestrator import sources
-from tenants.models import Tenant
 from tests import catalog
 from tests.command_line import manage
 from tests.live import ROOT
@@ -49,9 +48,15 @@ class Tool:
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    def migrate(self, schema: str, *arguments: str) -> str:
+    def create(self, fleet: dict[str, str], modules: dict[str, str]) -> None:
+        """Tenants by schema and name, as a project makes them: with their schemas, migrated, unless those are there."""
+        made = [f"Client.objects.create(schema_name={schema!r}, name={name!r})" for schema, name in fleet.items()]
+        lines = [f"from {self.name}_customers.models import Client", *made]
+        self.run("shell", "-c", "; ".join(lines), modules=modules)
+
+    def migrate(self, schema: str, *arguments: str, modules: dict[str, str] | None = None) -> str:
         command = {"tenants": "migrate_schemas", "pgschemas": "migrateschema"}[self.name]
-        return self.run(command, f"--schema={schema}", *arguments)
+        return self.run(command, f"--schema={schema}", *arguments, modules=modules)
 
 
 @pytest.fixture
@@ -91,9 +96,7 @@ def tool(request: pytest.FixtureRequest, legacy: dict[str, Any], before: dict[st
     tool = Tool(request.param, {key: legacy[key] for key in kept if key in legacy}, tmp_path)
     shared = {"tenants": ("migrate_schemas", "--shared"), "pgschemas": ("migrateschema", "--schema", "public")}
     tool.run(*shared[tool.name], modules=before)
-    made = [f"Client.objects.create(schema_name={schema!r}, name={title!r})" for schema, title in FLEET.items()]
-    lines = [f"from {tool.name}_customers.models import Client", *made]
-    tool.run("shell", "-c", "; ".join(lines), modules=before)
+    tool.create(FLEET, before)
     for schema in FLEET:
         with catalog.cursor(catalog.dsn(legacy)) as cursor:
             cursor.execute(sql.SQL("SET search_path TO {}").format(sql.Identifier(schema)))
@@ -129,10 +132,24 @@ def test_adopted__is_up_to_date_and_goes_on_with_us_as_with_the_tool(tool: Tool,
     manage("releasetenant", "--tenant-id=globex-inc")
     assert manage("migratetenant", "--tenant-id=globex-inc", "--check").code == 0
 
+    public = manage("adopttenants", "--database=legacy", "--schemas", "public", "--register", "--format=json")
+    [row] = json.loads(public.out)
+    assert (public.code, row["adoption"], row["isolation"]) == (0, "adopted", "shared")
+    assert (row["status"], row["pending"]) == ("up_to_date", 0)
 
-def test_public__is_the_shared_tenant(tool: Tool) -> None:
-    adopted = manage("adopttenants", "--database=legacy", "--schemas", "public", "--register", "--format=json")
 
-    [row] = json.loads(adopted.out)
-    assert (adopted.code, row["isolation"], row["status"], row["pending"]) == (0, "shared", "up_to_date", 0)
-    assert Tenant.objects.get().isolation == "shared"
+def test_new_tenant__of_ours_is_one_of_the_tool_as_well(tool: Tool, settings: Any, before: dict[str, str]) -> None:
+    settings.TENANT_SCHEMA_TEMPLATE = "{tenant_id}"
+    legacy = catalog.dsn(settings.TENANT_DATABASES["legacy"])
+
+    created = manage("createtenant", "--tenant-id=initech", "--isolation=schema", "--database=legacy", "--migrate")
+    tool.create({"initech": "Initech"}, before)
+    # Of shared apps the tool keeps a record in each tenant, without doing anything there.
+    assert f"{tool.name}_customers.0001_initial" in tool.migrate("initech", "--plan", modules=before)
+    ours = catalog.dump(legacy, "initech")
+    tool.migrate("initech", modules=before)
+
+    assert created.code == 0, created.err
+    assert ours == catalog.dump(legacy, "initech") == catalog.dump(legacy, "acme")
+    assert NOTHING in tool.migrate("initech", "--plan", modules=before)
+    assert manage("migratetenant", "--tenant-id=initech", "--check").code == 0
