@@ -224,6 +224,19 @@ def test_names__that_differ_in_case_only_are_refused(strangers: MakeFleet, table
     assert adoptions(*BY_TABLE, "--id-column=slug") == {"tool_x": "taken", "tool_X": "taken"}
 
 
+@pytest.mark.parametrize("schema", ["tool_\x1b[2J", "tool_a\nb"])
+def test_names__that_a_terminal_would_obey_are_shown_escaped(plane: None, schema: str) -> None:
+    shop(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(schema)))
+    try:
+        result = manage(*BY_PATTERN)
+    finally:
+        shop(sql.SQL("DROP SCHEMA {}").format(sql.Identifier(schema)))
+
+    assert result.code == 1
+    assert (result.out + result.err).replace("\n", "").isprintable()
+    assert f"{schema!r}: The schema name {schema!r} has a character that cannot be printed.\n" in result.out
+
+
 @pytest.mark.parametrize("schema", ["tool_a'b", 'tool_a"b', "tool_a,b", "tool_a$b"])
 def test_names__that_are_not_allowed_are_refused(plane: None, schema: str) -> None:
     shop(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(schema)))
@@ -487,7 +500,7 @@ def test_register__refuses_all_for_one(strangers: MakeFleet) -> None:
     strangers("tool_acme", "tool_a_b")
     findings = adoption.find(Search(database="shop", schemas=("tool_*",), id_pattern="tool_{tenant_id}"))
 
-    with pytest.raises(NotAdoptable, match="  tool_a_b: 'a_b' is not a tenant id"):
+    with pytest.raises(NotAdoptable, match="  'tool_a_b': 'a_b' is not a tenant id"):
         adoption.register(findings, by="ada")
 
     assert not Tenant.objects.exists()
@@ -502,6 +515,15 @@ def test_register__after_somebody_else_did(strangers: MakeFleet) -> None:
         adoption.register(findings, by="bob")
 
     assert list(Tenant.objects.values_list("tenant_id", "held_by")) == [("globex", "ada")]
+
+
+def test_find__in_several_parts(strangers: MakeFleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    strangers("tool_acme", "tool_globex", "tool_initech")
+    monkeypatch.setattr(adoption, "AT_ONCE", 2)
+
+    found = adoption.find(Search(database="shop", schemas=("tool_*",), id_pattern="tool_{tenant_id}"))
+
+    assert [each.standing.status for each in found if each.standing] == ["up_to_date"] * 3
 
 
 def test_find__asks_no_more_for_many_than_for_few(strangers: MakeFleet, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -141,3 +141,37 @@ def test_name__of_any_template_is_refused_or_kept_as_it_is_by_postgresql(before:
         assert len(name.encode()) <= 63
         assert not name.lower().startswith("pg_")
         assert not set(name) & set("\0\n\"'\\,")
+
+
+@pytest.mark.parametrize(
+    ("template", "name", "tenant_id"),
+    [
+        ("public_{tenant_id}", "public_acme", "acme"),
+        ("public_{tenant_id}", "acme", None),
+        ("public_{tenant_id}", "public_", None),
+        ("{tenant_id}_db", "a.b_db", "a.b"),
+        ("{tenant_id}", "acme", "acme"),
+        ("{tenant_id}_{tenant_id}", "a_b_a_b", "a_b"),
+        ("{tenant_id}_{tenant_id}", "a_b", None),
+        ("a.{{{tenant_id}}}", "a.{acme}", "acme"),
+        ("a.{{{tenant_id}}}", "ab{acme}", None),
+    ],
+)
+def test_tenant_id__is_found_in_a_name(template: str, name: str, tenant_id: str | None) -> None:
+    assert names.tenant_id_in(template, name) == tenant_id
+
+
+@given(st.from_regex(names.DNS_LABEL, fullmatch=True), st.text(), st.text())
+def test_tenant_id__is_found_where_a_template_has_put_it(tenant_id: str, before: str, after: str) -> None:
+    template = (
+        before.replace("{", "{{").replace("}", "}}") + "{tenant_id}" + after.replace("{", "{{").replace("}", "}}")
+    )
+    assert names.tenant_id_in(template, names.fill_template(template, tenant_id)) == tenant_id
+
+
+@given(st.text())
+def test_fitted_tenant_id__keeps_what_is_one_and_else_only_what_one_may_hold(text: str) -> None:
+    fitted = names.fitted_tenant_id(text)
+    assert set(fitted) <= set("abcdefghijklmnopqrstuvwxyz0123456789-")
+    assert fitted == fitted.strip("-")
+    assert names.fitted_tenant_id(fitted) == fitted

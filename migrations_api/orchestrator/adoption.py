@@ -35,6 +35,8 @@ from tenants.sessions import refuse_control_plane
 # Why an adopted tenant is held; who has looked at the fleet releases all of them by this word.
 ADOPTED: Final = "adopted"
 SHOWN: Final = 20
+# Of so many tenants at once, every applied migration is in memory.
+AT_ONCE: Final = 2000
 
 
 class Adoption(StrEnum):
@@ -112,13 +114,16 @@ def find(search: Search) -> list[Finding]:
     """
     candidates = [_candidate(search, found) for found in _found(search)]
     checked = list(_checked(search, candidates))
-    seen = observe([each.tenant for each in checked if each.adoption in {Adoption.NEW, Adoption.REGISTERED}])
     partial = partial_runs([each.tenant.tenant_id for each in checked if each.adoption == Adoption.REGISTERED])
     places: dict[tuple[str, str], Place] = {}
-    looked = [
-        _looked_at(each, seen[each.tenant.tenant_id], partial, places) if each.tenant.tenant_id in seen else each
-        for each in checked
-    ]
+    looked: list[Finding] = []
+    for start in range(0, len(checked), AT_ONCE):
+        batch = checked[start : start + AT_ONCE]
+        seen = observe([each.tenant for each in batch if each.adoption in {Adoption.NEW, Adoption.REGISTERED}])
+        looked += [
+            _looked_at(each, seen[each.tenant.tenant_id], partial, places) if each.tenant.tenant_id in seen else each
+            for each in batch
+        ]
     return looked if search.without_record else [_with_record(each) for each in looked]
 
 
@@ -149,7 +154,7 @@ def register(findings: Sequence[Finding], *, by: str, labels: Mapping[str, str] 
 
 
 def _refusal(wrong: Sequence[Finding]) -> str:
-    lines = [f"  {each.home}: {each.detail}" for each in wrong[:SHOWN]]
+    lines = [f"  {each.home!r}: {each.detail}" for each in wrong[:SHOWN]]
     if len(wrong) > SHOWN:
         lines.append(f"  … and {len(wrong) - SHOWN} more")
     return "\n".join([f"Nothing was registered, since {len(wrong)} of what was found cannot be:", *lines])
@@ -207,7 +212,7 @@ def _stem(search: Search, home: str) -> str:
     if search.id_pattern:
         stem = names.tenant_id_in(search.id_pattern, home)
         if stem is None:
-            raise InvalidName(f"'{home}' does not fit the pattern '{search.id_pattern}'.")
+            raise InvalidName(f"{home!r} does not fit the pattern '{search.id_pattern}'.")
         return stem
     template = settings.TENANT_DATABASE_TEMPLATE if search.databases else settings.TENANT_SCHEMA_TEMPLATE
     return names.tenant_id_in(template, home) or home
@@ -289,11 +294,11 @@ def _judged(
 
 
 def _validate_names(tenant: Tenant) -> None:
-    names.validate_name(tenant.name)
     if tenant.isolation == Isolation.DATABASE:
         names.validate_database_name(tenant.database_name)
     elif tenant.isolation == Isolation.SCHEMA:
         names.validate_schema_name(tenant.schema_name)
+    names.validate_name(tenant.name)
 
 
 def _looked_at(

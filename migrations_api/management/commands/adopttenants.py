@@ -89,7 +89,7 @@ class Command(ServiceCommand):
         for row in rows:
             ahead = f"applied, but unknown to this code: {', '.join(row['unknown'])}" if row["unknown"] else ""
             if remark := row["detail"] or ahead:
-                self.stdout.write(f"{row['found']}: {remark}")
+                self.stdout.write(f"{_cell(row['found'])}: {remark}")
         self.stdout.write(_summary(findings, register=register))
 
 
@@ -127,7 +127,9 @@ def _row(finding: Finding) -> dict[str, Any]:
 
 
 def _cell(value: object) -> str:
-    return "" if value is None else str(value)
+    """Nobody has checked what another tool calls its schemas; a terminal would carry out what is in there."""
+    text = "" if value is None else str(value)
+    return text if text.isprintable() else repr(text)
 
 
 def _summary(findings: list[Finding], *, register: bool) -> str:
