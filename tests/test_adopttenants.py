@@ -171,6 +171,20 @@ def test_registered__over_another_alias_of_the_database(strangers: MakeFleet, se
     assert adoptions(*BY_PATTERN, "--database=second") == {"tool_acme": "registered"}
 
 
+def test_registered__elsewhere_under_the_same_name_is_another(strangers: MakeFleet) -> None:
+    strangers("tool_acme")
+    Tenant.objects.create(tenant_id="of-plane", isolation="schema", database="default", schema_name="tool_acme")
+
+    assert adoptions(*BY_PATTERN) == {"tool_acme": "new"}
+
+
+def test_registered__in_other_case_is_in_the_way(strangers: MakeFleet) -> None:
+    strangers("tool_acme")
+    Tenant.objects.create(tenant_id="loud", isolation="schema", database="shop", schema_name="TOOL_ACME")
+
+    assert adoptions(*BY_PATTERN) == {"tool_acme": "taken"}
+
+
 def test_ids__come_from_the_template_where_it_fits_and_else_are_the_names(strangers: MakeFleet) -> None:
     strangers("public_acme", "globex")
 
@@ -324,6 +338,25 @@ def test_table__with_rows_that_lead_nowhere(strangers: MakeFleet, table: Callabl
     assert result.code == 3
 
 
+def test_table__with_a_name_of_two_lines(strangers: MakeFleet, table: Callable[..., None]) -> None:
+    strangers("tool_acme")
+    table(("tool_acme", "ACME\nCorporation", "acme"))
+
+    result = manage(*BY_TABLE, "--name-column=title", "--id-column=slug")
+
+    assert result.code == 1
+    assert "tool_acme: The name 'ACME\\nCorporation' has a character that cannot be printed.\n" in result.out
+
+
+def test_table__that_is_locked_is_not_waited_for(table: Callable[..., None]) -> None:
+    with catalog.cursor(catalog.dsn(configured.TENANT_DATABASES["shop"])) as other:
+        other.execute("BEGIN; LOCK TABLE public.tools_client")
+        result = manage(*BY_TABLE)
+
+    assert result.code == 1
+    assert "lock timeout" in result.err
+
+
 def test_table__quotes_whatever_it_is_called(strangers: MakeFleet) -> None:
     strangers("tool_acme")
     shop('CREATE SCHEMA "Od""d"; CREATE TABLE "Od""d"."Cli\'ent" ("sch""ema" text)')
@@ -381,11 +414,14 @@ def test_public__of_another_server_is_its_shared_tenant(make_tenant: MakeTenant)
 
 @pytest.mark.parametrize("pattern", ["*", "public"])
 def test_control_plane__is_never_adopted(plane: None, pattern: str) -> None:
+    # That another server's has its id already is not the reason.
+    Tenant.objects.create(tenant_id="public", isolation="shared", database="shop", schema_name="public")
+
     result = manage("adopttenants", "--schemas", pattern, "--register", "--format=json")
 
     assert (result.code, result.err) == (0, "")
     assert {found: row["adoption"] for found, row in rows(result).items()} == {"public": "control_plane"}
-    assert not Tenant.objects.exists()
+    assert Tenant.objects.count() == 1
 
 
 def test_control_plane__by_another_name_of_its_server(plane: None, settings: Any) -> None:
@@ -434,6 +470,8 @@ def test_databases__by_pattern(make_tenant: MakeTenant) -> None:
     }
     [tenant] = Tenant.objects.all()
     assert (tenant.tenant_id, tenant.isolation, tenant.schema_name) == ("acme", "database", "public")
+    # Whatever database of the server an alias names, these are the same.
+    assert adoptions("adopttenants", "--database=default", "--databases", database) == {database: "registered"}
     assert manage("releasetenant", "--tenant-id=acme").code == 0
     assert manage("migratetenant", "--tenant-id=acme", "--check").code == 0
 
