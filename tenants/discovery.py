@@ -14,6 +14,8 @@ from tenants.exceptions import InvalidName, ServiceError
 from tenants.servers import server_aliases, server_settings
 
 SYSTEM_DATABASES: Final = ["postgres", "template0", "template1"]
+# What the service makes for a moment, to see what a migration would do.
+SHADOWS: Final = "^tenant_migrations_shadow_"
 NOT_THERE: Final = {errorcodes.UNDEFINED_TABLE, errorcodes.UNDEFINED_COLUMN, errorcodes.INVALID_SCHEMA_NAME}
 
 
@@ -47,12 +49,12 @@ def schemas(alias: str) -> list[Found]:
 
 
 def databases(alias: str) -> list[Found]:
-    """Every database of the server that takes connections, but templates and `postgres`."""
+    """Every database of the server that takes connections, but templates, `postgres` and the service's own shadows."""
     with _reading(alias) as cursor:
         cursor.execute(
             "SELECT datname FROM pg_database"
-            " WHERE datallowconn AND NOT datistemplate AND datname <> ALL(%s) ORDER BY 1",
-            [SYSTEM_DATABASES],
+            " WHERE datallowconn AND NOT datistemplate AND datname <> ALL(%s) AND datname !~ %s ORDER BY 1",
+            [SYSTEM_DATABASES, SHADOWS],
         )
         return [Found(home=name) for (name,) in cursor.fetchall()]
 
