@@ -4,9 +4,21 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from django.contrib.postgres.operations import AddConstraintNotValid, AddIndexConcurrently, ValidateConstraint
+from django.contrib.postgres.operations import (
+    AddConstraintNotValid,
+    AddIndexConcurrently,
+    RemoveIndexConcurrently,
+    ValidateConstraint,
+)
 from django.db.migrations import operations as ops
 from django.db.migrations.operations.base import Operation
+
+from migrations_api.schema.operations import (
+    AddConstraintOnline,
+    AlterFieldOnline,
+    CompleteField,
+    RemoveConstraintOnline,
+)
 
 
 class RiskKind(StrEnum):
@@ -28,6 +40,7 @@ class Risk:
 _FORWARDS: dict[type[Operation], tuple[RiskKind, str]] = {
     ops.DeleteModel: (RiskKind.DESTRUCTIVE, "The table is dropped with its rows."),
     ops.RemoveField: (RiskKind.DESTRUCTIVE, "The column is dropped with its values."),
+    AlterFieldOnline: (RiskKind.BLOCKING, "Only if its type changes: the table may then be rewritten under a lock."),
     ops.AlterField: (RiskKind.BLOCKING, "The table may be read or rewritten under a lock that excludes everybody."),
     ops.AddIndex: (RiskKind.BLOCKING, "Writers wait while the index is built; AddIndexConcurrently lets them through."),
     ops.AddConstraint: (RiskKind.BLOCKING, "The table is read under a lock; AddConstraintNotValid avoids that."),
@@ -39,13 +52,22 @@ _FORWARDS: dict[type[Operation], tuple[RiskKind, str]] = {
 _BACKWARDS: dict[type[Operation], tuple[RiskKind, str]] = {
     ops.CreateModel: (RiskKind.DESTRUCTIVE, "Undoing it drops the table with its rows."),
     ops.AddField: (RiskKind.DESTRUCTIVE, "Undoing it drops the column with its values."),
+    AlterFieldOnline: _FORWARDS[AlterFieldOnline],
     ops.AlterField: _FORWARDS[ops.AlterField],
     ops.RemoveIndex: _FORWARDS[ops.AddIndex],
     ops.RemoveConstraint: _FORWARDS[ops.AddConstraint],
     ops.RunPython: _FORWARDS[ops.RunPython],
     ops.RunSQL: _FORWARDS[ops.RunSQL],
 }
-_ONLINE = (AddIndexConcurrently, AddConstraintNotValid, ValidateConstraint)
+_ONLINE = (
+    AddConstraintNotValid,
+    AddConstraintOnline,
+    AddIndexConcurrently,
+    CompleteField,
+    RemoveConstraintOnline,
+    RemoveIndexConcurrently,
+    ValidateConstraint,
+)
 
 
 def risks_of(operations: Sequence[Operation], *, backwards: bool) -> Iterator[Risk]:
