@@ -236,7 +236,7 @@ def compare(box: Sandbox, base: list[Operation], ours: list[Operation], djangos:
         if fill:
             box.query(fill)
         before, tables = box.state.clone(), []
-        for _ in range(2):
+        for _ in range(1):
             box.apply(operations)
             tables.append(box.catalog())
             state = box.state

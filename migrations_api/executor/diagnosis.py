@@ -106,7 +106,7 @@ class Remnant:
 @dataclass(frozen=True, kw_only=True)
 class Half:
     """Of the operations, in the direction of the step, so many are done; the next is as far as `unclear` and `remnant`
-    say, and has not been begun without them.
+    say, and has not been begun without them. A `restartable` one may have been, and can be done or undone all the same.
     """
 
     key: Key
@@ -118,6 +118,7 @@ class Half:
     invalid: tuple[str, ...]
     recorded: bool
     state: ProjectState
+    restartable: bool = False
 
     @property
     def operations(self) -> Sequence[Operation]:
@@ -159,6 +160,13 @@ class Half:
             return self
         return replace(self, remnant=None, done=self.done + (not self.remnant.is_new))
 
+    def towards(self, way: str) -> "Half":
+        """As the way finds it: undoing begins with what may have been begun."""
+        cleared = self.cleared()
+        if cleared.restartable and way == UNDO:
+            return replace(cleared, done=cleared.done + 1, restartable=False)
+        return cleared
+
 
 def examine(connection: BaseDatabaseWrapper, tenant: Tenant, source: MigrationSource, journal: Journal) -> Half:
     """Read the tenant, which is locked or may change meanwhile; raises RepairImpossible for a step that is gone."""
@@ -195,7 +203,7 @@ def has_left_nothing(
         half = examine(connection, tenant, source, journal)
     except RepairImpossible:
         return False
-    return half.done == 0 and not half.is_cut_off and not half.invalid
+    return half.done == 0 and not half.is_cut_off and not half.restartable and not half.invalid
 
 
 def models_of(source: MigrationSource, applied: Applied, *, without: Key | None = None) -> ProjectState:
@@ -226,6 +234,8 @@ class _Examination:
             return self._of_index(name, makes=makes, begun=begun)
         if not begun:
             return self._half
+        if getattr(self._operation, "restartable", False):
+            return replace(self._half, restartable=True)
         if type(self._half.in_flight) in {CreateModel, DeleteModel}:
             return self._of_table()
         if isinstance(self._operation, AddField | RemoveField):
@@ -318,6 +328,8 @@ def diagnosis(half: Half) -> Diagnosis:
 
 
 def _standing(half: Half, place: int) -> str:
+    if half.restartable and half.operations[place] is half.in_flight:
+        return UNCLEAR
     if place < half.applied:
         return DONE
     return UNCLEAR if half.is_cut_off and place == half.applied else OPEN
@@ -356,7 +368,7 @@ def _undo(half: Half) -> Way:
         return Way(name=UNDO, possible=False, does=f"The step is {there} instead.")
     if half.unclear or (half.remnant and not half.remnant.is_new and not half.remnant.is_index):
         return Way(name=UNDO, possible=False, does=_unclear(half))
-    cleared = half.cleared()
+    cleared = half.towards(UNDO)
     fixed = [] if half.backwards else [each for each in half.operations[: cleared.applied] if not each.reversible]
     if fixed:
         return Way(name=UNDO, possible=False, does=f"Cannot be undone: {fixed[-1].describe()}.")

@@ -32,7 +32,7 @@ def require_possible(half: Half, way: str) -> None:
 
 def place_of(half: Half, way: str) -> tuple[int, int]:
     """Where the repair begins, as a journal has it, in the direction that it bears on: undoing counts backwards."""
-    begun = int(half.is_cut_off)
+    begun = int(half.is_cut_off or half.restartable)
     return (half.total - half.done - begun if way == UNDO else half.done), begun
 
 
@@ -52,7 +52,7 @@ def repair(connection: BaseDatabaseWrapper, tenant: Tenant, half: Half, way: str
     keeper = JournalKeeper(connection, tell=tell, start=place_of(half, way))
     if way in {REDO, UNDO}:
         _clear(connection, half)
-        cleared = half.cleared()
+        cleared = half.towards(way)
         forwards = half.backwards if way == UNDO else not half.backwards
         keeper.at(place_of(cleared, way)[0])
         with connection.execute_wrapper(keeper.count):

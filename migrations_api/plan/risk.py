@@ -68,6 +68,8 @@ _ONLINE = (
     RemoveIndexConcurrently,
     ValidateConstraint,
 )
+# Operations whose effect is known by what they are.
+_KNOWN = ("django.", "migrations_api.schema.")
 
 
 def risks_of(operations: Sequence[Operation], *, backwards: bool) -> Iterator[Risk]:
@@ -81,6 +83,6 @@ def risks_of(operations: Sequence[Operation], *, backwards: bool) -> Iterator[Ri
                     yield Risk(kind=risk, operation=operation.describe(), reason=reason)
                     break
             else:
-                if type(operation).__module__.partition(".")[0] != "django":
+                if not type(operation).__module__.startswith(_KNOWN):
                     reason = "An operation of the project's own."
                     yield Risk(kind=RiskKind.OPAQUE, operation=operation.describe(), reason=reason)

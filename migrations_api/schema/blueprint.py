@@ -45,10 +45,12 @@ from migrations_api.schema.columns import AUTO, AnyField, Column, ForeignColumn,
 from migrations_api.schema.exceptions import InvalidBlueprint
 from migrations_api.schema.operations import (
     AddConstraintOnline,
+    AddFieldOnline,
     AddIndexOnline,
     AlterFieldOnline,
     CompleteField,
     RemoveConstraintOnline,
+    RemoveFieldOnline,
     RemoveIndexOnline,
 )
 
@@ -237,7 +239,8 @@ class Blueprint:
 
     def drop_column(self, *columns: str) -> None:
         for column in columns:
-            self._change("drop_column()", RemoveField(self._model, column))
+            online, plain = RemoveFieldOnline(self._model, column), RemoveField(self._model, column)
+            self._add(_Change(what="drop_column()", online=online, plain=plain))
 
     def rename_column(self, old: str, new: str) -> None:
         require_name(new, "column")
@@ -309,7 +312,7 @@ class Blueprint:
             return
         column.require_values()
         bare = column.bare() if online else None
-        yield AddField(self._model, column.name, bare or column.field())
+        yield (AddFieldOnline if online else AddField)(self._model, column.name, bare or column.field())
         if bare is not None:
             yield CompleteField(self._model, column.name, column.field())
 

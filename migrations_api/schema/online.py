@@ -75,6 +75,11 @@ def _ask(editor: Editor, question: str, *parameters: object) -> list[tuple[Any, 
         return list(cursor.fetchall())
 
 
+def _tell(editor: Editor, statement: str, parameters: Sequence[object]) -> None:
+    with editor.connection.cursor() as cursor:
+        cursor.execute(statement, parameters)
+
+
 def _alter_table(editor: Editor, model: type[Model], change: str) -> str:
     return f"ALTER TABLE {editor.quote_name(model._meta.db_table)} {change}"
 
@@ -96,7 +101,23 @@ def index_validity(editor: Editor, model: type[Model], name: str) -> bool | None
 
 def drop_invalid_index(editor: Editor, model: type[Model], name: str) -> None:
     if index_validity(editor, model, name) is False:
-        editor.execute(editor.sql_delete_index_concurrently % {"name": editor.quote_name(name)}, params=None)
+        _drop_index(editor, name)
+
+
+def drop_index(editor: Editor, model: type[Model], name: str) -> None:
+    """Drop what is left of the table's index of that name, which no constraint may need; most often there is none."""
+
+    def drop() -> None:
+        if index_validity(editor, model, name) is not None:
+            _drop_index(editor, name)
+
+    patiently(editor, drop)
+
+
+def _drop_index(editor: Editor, name: str) -> None:
+    concurrently = not editor.connection.in_atomic_block
+    statement = editor.sql_delete_index_concurrently if concurrently else editor.sql_delete_index
+    editor.execute(statement % {"name": editor.quote_name(name)}, params=None)
 
 
 def build_index(editor: Editor, model: type[Model], name: str, build: Callable[[], None]) -> None:
@@ -206,7 +227,7 @@ def refuse_nulls(editor: Editor, model: type[Model], field: Any) -> None:
     Where the field has a default, rows without a value get it first, some at a time. A row that has none is written
     freely until then: the constraint would refuse it as soon as it is touched.
     """
-    name = editor._create_index_name(model._meta.db_table, [field.column], suffix="_notnull")
+    name = _not_null_name(editor, model, field)
     column = editor.quote_name(field.column)
     adding = _alter_table(editor, model, f"ADD CONSTRAINT {editor.quote_name(name)} CHECK ({column} IS NOT NULL)")
     has_default = field.has_default() or field.has_db_default()
@@ -222,7 +243,12 @@ def refuse_nulls(editor: Editor, model: type[Model], field: Any) -> None:
     drop_constraint(editor, model, name)
 
 
+def _not_null_name(editor: Editor, model: type[Model], field: Any) -> str:
+    return str(editor._create_index_name(model._meta.db_table, [field.column], suffix="_notnull"))
+
+
 def accept_nulls(editor: Editor, model: type[Model], field: Any) -> None:
+    drop_constraint(editor, model, _not_null_name(editor, model, field))
     execute(editor, _alter_table(editor, model, f"ALTER COLUMN {editor.quote_name(field.column)} DROP NOT NULL"))
 
 
@@ -235,22 +261,20 @@ def fill_nulls(editor: Editor, model: type[Model], field: Any) -> None:
         return
     keys = [editor.quote_name(each.column) for each in model._meta.pk_fields]
     key = ", ".join(keys)
-    last: list[Any] = []
-
-    def fill_some() -> None:
-        beyond = f" AND ({key}) > ({', '.join(['%s'] * len(keys))})" if last else ""
-        statement = (
-            f"WITH batch AS (SELECT {key} FROM {table} WHERE {column} IS NULL{beyond} ORDER BY {key} LIMIT {BATCH}),"  # noqa: S608
-            f" filled AS (UPDATE {table} SET {column} = {value}"
-            f" WHERE ({key}) IN (SELECT {key} FROM batch) AND {column} IS NULL)"
-            f" SELECT {key} FROM batch ORDER BY {', '.join(f'{each} DESC' for each in keys)} LIMIT 1"
-        )
-        found = _ask(editor, statement, *last, *parameters)
-        last[:] = found[0] if found else []
-
-    patiently(editor, fill_some)
-    while last:
-        patiently(editor, fill_some)
+    marks = ", ".join(["%s"] * len(keys))
+    last: Sequence[Any] = ()
+    while True:
+        beyond = f" AND ({key}) > ({marks})" if last else ""
+        # By the primary key alone: how many rows have no value yet, PostgreSQL's statistics do not know.
+        select = f"SELECT {key} FROM {table} WHERE true{beyond} ORDER BY {key} OFFSET {BATCH - 1} LIMIT 1"  # noqa: S608
+        (end,) = _ask(editor, select, *last) or [()]
+        until = f" AND ({key}) <= ({marks})" if end else ""
+        update = f"UPDATE {table} SET {column} = {value} WHERE {column} IS NULL{beyond}{until}"  # noqa: S608
+        given = [*parameters, *last, *end]
+        patiently(editor, lambda update=update, given=given: _tell(editor, update, given))  # type: ignore[misc]
+        if not end:
+            return
+        last = end
 
 
 def _default_sql(editor: Editor, field: Any) -> tuple[str, Sequence[Any]]:
@@ -276,7 +300,13 @@ def alter_field(
     steps = _steps(editor, model, old, new, is_new_column=is_new_column)
     if steps:
         require_no_transaction(editor, what)
-    _alter_plainly(editor, model, old, _between(editor, old, new))
+    if old.unique and not new.unique:
+        _drop_unattached(editor, model, old)
+    if new.null and not old.null:
+        # Before a default goes, on which those rely who do not know the column.
+        accept_nulls(editor, model, new)
+    between = _between(editor, old, new)
+    wholly(editor, lambda: editor.alter_field(model, old, between))
     for step in steps:
         step()
 
@@ -284,14 +314,14 @@ def alter_field(
 def _steps(
     editor: Editor, model: type[Model], old: Any, new: Any, *, is_new_column: bool
 ) -> Sequence[Callable[[], None]]:
+    # What rows may refuse comes before what only takes its time.
     gained: dict[Callable[[], None], bool] = {
         lambda: fill_nulls(editor, model, new): is_new_column and new.has_db_default() and not old.has_db_default(),
-        lambda: add_field_indexes(editor, model, new): _gains_index(old, new),
-        lambda: _add_column_unique(editor, model, new, is_new_column=is_new_column): _gains_unique(old, new),
         lambda: _add_column_check(editor, model, new, is_new_column=is_new_column): _gains_check(editor, old, new),
         lambda: add_foreign_key(editor, model, new): _gains_target(old, new),
+        lambda: _add_column_unique(editor, model, new, is_new_column=is_new_column): _gains_unique(old, new),
         lambda: refuse_nulls(editor, model, new): old.null and not new.null,
-        lambda: accept_nulls(editor, model, new): new.null and not old.null,
+        lambda: add_field_indexes(editor, model, new): _gains_index(old, new),
     }
     return [step for step, is_needed in gained.items() if is_needed]
 
@@ -314,14 +344,19 @@ def _between(editor: Editor, old: Any, new: Any) -> Any:
     return field
 
 
-def _alter_plainly(editor: Editor, model: type[Model], old: Any, new: Any) -> None:
-    """What needs no more than the catalog, or cannot be had without blocking; all of it or nothing."""
+def wholly(editor: Editor, act: Callable[[], None]) -> None:
+    """Patiently, where Django has several statements: all of them or nothing."""
 
-    def alter() -> None:
-        with transaction.atomic(using=editor.connection.alias):
-            editor.alter_field(model, old, new)
+    def in_transaction() -> None:
+        deferred = list(editor.deferred_sql)
+        try:
+            with transaction.atomic(using=editor.connection.alias):
+                act()
+        except DatabaseError:
+            editor.deferred_sql = deferred
+            raise
 
-    patiently(editor, alter)
+    patiently(editor, in_transaction)
 
 
 def _gains_index(old: Any, new: Any) -> bool:
@@ -348,9 +383,21 @@ def _target(field: Any) -> tuple[str, str] | None:
     return field.target_field.model._meta.db_table, field.target_field.column
 
 
-def _add_column_unique(editor: Editor, model: type[Model], field: Any, *, is_new_column: bool) -> None:
+def _unique_name(editor: Editor, model: type[Model], field: Any, *, is_new_column: bool) -> str:
     given = str(editor._unique_constraint_name(model._meta.db_table, [field.column], quote=False))
-    name = own_name(editor, model, field, "key") if is_new_column else given
+    return own_name(editor, model, field, "key") if is_new_column else given
+
+
+def _drop_unattached(editor: Editor, model: type[Model], field: Any) -> None:
+    """The index of a unique constraint that was not added to it any more."""
+    for is_new_column in (True, False):
+        name = _unique_name(editor, model, field, is_new_column=is_new_column)
+        if not _has_unique(editor, model, [field.column], name):
+            drop_index(editor, model, name)
+
+
+def _add_column_unique(editor: Editor, model: type[Model], field: Any, *, is_new_column: bool) -> None:
+    name = _unique_name(editor, model, field, is_new_column=is_new_column)
     add_unique(editor, model, [field.column], name)
     add_field_indexes(editor, model, field)
 

@@ -5,16 +5,45 @@ end, so that the autodetector, the optimizer, squashing and the writer know what
 that operation. Those that are `restartable` can be carried out again after they were stopped at any statement.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from django.contrib.postgres.operations import AddIndexConcurrently, RemoveIndexConcurrently
-from django.db.migrations.operations import AddConstraint, AddIndex, AlterField, RemoveConstraint, RemoveIndex
+from django.db.migrations.operations import (
+    AddConstraint,
+    AddField,
+    AddIndex,
+    AlterField,
+    RemoveConstraint,
+    RemoveField,
+    RemoveIndex,
+)
 from django.db.migrations.state import ProjectState
 from django.db.models import CheckConstraint, Model, UniqueConstraint
 from django.db.models.constraints import BaseConstraint
 
 from migrations_api.schema import online
 from migrations_api.schema.exceptions import InvalidBlueprint
+
+
+class AddFieldOnline(AddField):
+    """AddField, which tries again when somebody has the table for long."""
+
+    def database_forwards(self, app_label: str, schema_editor: Any, *states: ProjectState) -> None:
+        _wholly(super().database_forwards, app_label, schema_editor, *states)
+
+    def database_backwards(self, app_label: str, schema_editor: Any, *states: ProjectState) -> None:
+        _wholly(super().database_backwards, app_label, schema_editor, *states)
+
+
+class RemoveFieldOnline(RemoveField):
+    """RemoveField, which tries again when somebody has the table for long."""
+
+    def database_forwards(self, app_label: str, schema_editor: Any, *states: ProjectState) -> None:
+        _wholly(super().database_forwards, app_label, schema_editor, *states)
+
+    def database_backwards(self, app_label: str, schema_editor: Any, *states: ProjectState) -> None:
+        _wholly(super().database_backwards, app_label, schema_editor, *states)
 
 
 class AlterFieldOnline(AlterField):
@@ -136,9 +165,15 @@ class AddConstraintOnline(AddConstraint):
         if self.allow_migrate_model(schema_editor.connection.alias, model):
             _constrain(schema_editor, model, self.constraint, what=self.describe())
 
-    def database_backwards(self, app_label: str, schema_editor: Any, *states: ProjectState) -> None:
-        act = super().database_backwards
-        online.patiently(schema_editor, lambda: act(app_label, schema_editor, *states))
+    def database_backwards(
+        self, app_label: str, schema_editor: Any, from_state: ProjectState, to_state: ProjectState
+    ) -> None:
+        if not online.is_postgresql(schema_editor):
+            super().database_backwards(app_label, schema_editor, from_state, to_state)
+            return
+        model = to_state.apps.get_model(app_label, self.model_name)
+        if self.allow_migrate_model(schema_editor.connection.alias, model):
+            _free(schema_editor, model, self.constraint)
 
 
 class RemoveConstraintOnline(RemoveConstraint):
@@ -146,20 +181,36 @@ class RemoveConstraintOnline(RemoveConstraint):
 
     restartable = True
 
-    def database_forwards(self, app_label: str, schema_editor: Any, *states: ProjectState) -> None:
-        act = super().database_forwards
-        online.patiently(schema_editor, lambda: act(app_label, schema_editor, *states))
+    def database_forwards(
+        self, app_label: str, schema_editor: Any, from_state: ProjectState, to_state: ProjectState
+    ) -> None:
+        if not online.is_postgresql(schema_editor):
+            super().database_forwards(app_label, schema_editor, from_state, to_state)
+            return
+        model = to_state.apps.get_model(app_label, self.model_name)
+        if self.allow_migrate_model(schema_editor.connection.alias, model):
+            _free(schema_editor, model, self._constraint_of(app_label, from_state))
 
     def database_backwards(
         self, app_label: str, schema_editor: Any, from_state: ProjectState, to_state: ProjectState
     ) -> None:
-        constraint = to_state.models[app_label, self.model_name_lower].get_constraint_by_name(self.name)
+        constraint = self._constraint_of(app_label, to_state)
         if not online.is_postgresql(schema_editor) or not _is_known(constraint):
             super().database_backwards(app_label, schema_editor, from_state, to_state)
             return
         model = to_state.apps.get_model(app_label, self.model_name)
         if self.allow_migrate_model(schema_editor.connection.alias, model):
             _constrain(schema_editor, model, constraint, what=self.describe())
+
+    def _constraint_of(self, app_label: str, state: ProjectState) -> Any:
+        return state.models[app_label, self.model_name_lower].get_constraint_by_name(self.name)
+
+
+def _wholly(act: Callable[..., None], app_label: str, editor: Any, *states: ProjectState) -> None:
+    if online.is_postgresql(editor):
+        online.wholly(editor, lambda: act(app_label, editor, *states))
+    else:
+        act(app_label, editor, *states)
 
 
 def _build(editor: Any, model: type[Model], index: Any) -> None:
@@ -178,6 +229,15 @@ def _constrain(editor: Any, model: type[Model], constraint: Any, *, what: str) -
     fields: list[Any] = [model._meta.get_field(name) for name in constraint.fields]
     suffix = editor._deferrable_constraint_sql(constraint.deferrable)
     online.add_unique(editor, model, [field.column for field in fields], constraint.name, suffix=suffix)
+
+
+def _free(editor: Any, model: type[Model], constraint: Any) -> None:
+    """Without the constraint, or what adding it has left."""
+    if _is_known(constraint):
+        online.drop_constraint(editor, model, constraint.name)
+        online.drop_index(editor, model, constraint.name)
+    else:
+        online.patiently(editor, lambda: editor.remove_constraint(model, constraint))
 
 
 def _is_known(constraint: BaseConstraint) -> bool:
