@@ -43,7 +43,7 @@ def require_no_transaction(editor: Editor, what: str) -> None:
     """Raise NotSupportedError inside of a transaction, which would hold every lock until its end."""
     if editor.connection.in_atomic_block:
         raise NotSupportedError(
-            f"{what} is done without blocking, which a transaction would undo: set atomic = False on the migration, or "
+            f"'{what}' keeps nobody waiting, which it cannot in a transaction: set atomic = False on the migration, or "
             "ask for the plain form (online=False, concurrently=False, .plain())."
         )
 
