@@ -65,6 +65,12 @@ class CannotPrune(PlanError):
     code = "cannot_prune"
 
 
+class CannotCreateMigration(ServiceError):
+    """The migration cannot be written."""
+
+    code = "cannot_create_migration"
+
+
 class PlanChanged(ServiceError):
     """The plan is no longer the one that was agreed to."""
 
