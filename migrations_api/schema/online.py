@@ -104,11 +104,19 @@ def drop_invalid_index(editor: Editor, model: type[Model], name: str) -> None:
         _drop_index(editor, name)
 
 
-def drop_index(editor: Editor, model: type[Model], name: str) -> None:
-    """Drop what is left of the table's index of that name, which no constraint may need; most often there is none."""
+def drop_unattached_index(editor: Editor, model: type[Model], name: str) -> None:
+    """Drop the index that was built for a unique constraint, to which it was not added any more; if there is one."""
 
     def drop() -> None:
-        if index_validity(editor, model, name) is not None:
+        found = _ask(
+            editor,
+            "SELECT true FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid"
+            " WHERE i.indrelid = to_regclass(%s) AND c.relname = %s AND i.indisunique"
+            " AND NOT EXISTS (SELECT FROM pg_constraint r WHERE r.conindid = i.indexrelid)",
+            editor.quote_name(model._meta.db_table),
+            name,
+        )
+        if found:
             _drop_index(editor, name)
 
     patiently(editor, drop)
@@ -301,7 +309,8 @@ def alter_field(
     if steps:
         require_no_transaction(editor, what)
     if old.unique and not new.unique:
-        _drop_unattached(editor, model, old)
+        for is_new in (True, False):
+            drop_unattached_index(editor, model, _unique_name(editor, model, old, is_new_column=is_new))
     if new.null and not old.null:
         # Before a default goes, on which those rely who do not know the column.
         accept_nulls(editor, model, new)
@@ -386,14 +395,6 @@ def _target(field: Any) -> tuple[str, str] | None:
 def _unique_name(editor: Editor, model: type[Model], field: Any, *, is_new_column: bool) -> str:
     given = str(editor._unique_constraint_name(model._meta.db_table, [field.column], quote=False))
     return own_name(editor, model, field, "key") if is_new_column else given
-
-
-def _drop_unattached(editor: Editor, model: type[Model], field: Any) -> None:
-    """The index of a unique constraint that was not added to it any more."""
-    for is_new_column in (True, False):
-        name = _unique_name(editor, model, field, is_new_column=is_new_column)
-        if not _has_unique(editor, model, [field.column], name):
-            drop_index(editor, model, name)
 
 
 def _add_column_unique(editor: Editor, model: type[Model], field: Any, *, is_new_column: bool) -> None:

@@ -235,7 +235,8 @@ def _free(editor: Any, model: type[Model], constraint: Any) -> None:
     """Without the constraint, or what adding it has left."""
     if _is_known(constraint):
         online.drop_constraint(editor, model, constraint.name)
-        online.drop_index(editor, model, constraint.name)
+        if isinstance(constraint, UniqueConstraint):
+            online.drop_unattached_index(editor, model, constraint.name)
     else:
         online.patiently(editor, lambda: editor.remove_constraint(model, constraint))
 
