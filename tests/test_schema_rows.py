@@ -11,7 +11,8 @@ from django.db.migrations.operations.base import Operation
 from django.db.migrations.optimizer import MigrationOptimizer
 from django.db.migrations.state import ProjectState
 from django.db.migrations.writer import MigrationWriter
-from django.db.models.functions import Now, Random
+from django.db.models import Value
+from django.db.models.functions import Abs, Now, Random
 
 from migrations_api.schema import Schema
 from tests.sandbox import APP, Sandbox, migration, sandbox
@@ -127,6 +128,10 @@ COLUMNS: dict[str, Row] = {
     ),
     "field": Row(lambda t: t.field("x", models.UUIDField(null=True)), [("x", models.UUIDField(null=True))]),
     "field, indexed": Row(lambda t: t.field("x", models.SlugField(null=True)), [("x", models.SlugField(null=True))]),
+    "field, unsigned and computed": Row(
+        lambda t: t.field("x", models.PositiveIntegerField(db_default=Abs(Value(-3)))),
+        [("x", models.PositiveIntegerField(db_default=Abs(Value(-3))))],
+    ),
     "many to many": Row(
         lambda t: t.field("xs", models.ManyToManyField("billing.Customer")),
         [("xs", models.ManyToManyField("billing.Customer"))],

@@ -25,6 +25,7 @@ from django.db.models import (
     SmallIntegerField,
     Value,
 )
+from django.db.models.fields import NOT_PROVIDED
 from django.db.models.functions import Now
 
 from migrations_api.schema.exceptions import InvalidBlueprint
@@ -184,7 +185,18 @@ class GivenColumn(Column):
         return self._field
 
     def bare(self) -> AnyField | None:
-        return None if self._field.many_to_many or self._field.is_relation else super().bare()
+        if self._field.is_relation:
+            return None
+        # By its attributes: some fields have an index, or are unique, without being told.
+        bare: Any = self._field.clone()
+        bare._unique = bare.db_index = False
+        if _is_computed(bare.db_default):
+            bare.null, bare.db_default = True, NOT_PROVIDED
+        _, path, arguments, options = bare.deconstruct()
+        if signed := SIGNED.get(type(bare)):
+            return signed(**options)
+        same = (path, arguments, options) == self._field.deconstruct()[1:]
+        return None if same else type(bare)(*arguments, **options)
 
     def options(self, **arguments: Any) -> Self:
         raise InvalidBlueprint(f"The field of column '{self.name}' was given; say {', '.join(arguments)} there.")
