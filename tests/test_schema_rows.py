@@ -317,8 +317,9 @@ def test_create__keys(box: Sandbox, name: str) -> None:
 
 
 def test_create__with_options_of_meta(box: Sandbox) -> None:
-    ours = Schema.create("Invoice", lambda table: table.big_increments("id"), db_table="invoices", ordering=["id"])
-    compare(box, [], ours, [invoices(db_table="invoices", ordering=["id"])], "")
+    options = {"db_table": "invoices", "ordering": ["id"], "default_permissions": ()}
+    ours = Schema.create("Invoice", lambda table: table.big_increments("id"), **options)
+    compare(box, [], ours, [invoices(**options)], "")
 
 
 X_NULL = ("x", models.CharField(max_length=9, null=True))

@@ -286,16 +286,16 @@ class Blueprint:
         fields = [(column.name, column.field()) for column in self._keyed(columns)]
         indexes = [entry.thing for entry in made if isinstance(entry.thing, Index)]
         constraints = [entry.thing for entry in made if isinstance(entry.thing, BaseConstraint)]
-        given = {**options, "indexes": indexes, "constraints": constraints}
-        return CreateModel(self._model, fields, {key: value for key, value in given.items() if value})
+        things = {"indexes": indexes, "constraints": constraints}
+        return CreateModel(self._model, fields, options | {key: value for key, value in things.items() if value})
 
     def changes(self, *, online: bool) -> list[Operation]:
         """Raises InvalidBlueprint for what cannot be done to a table that is there, and may have rows."""
-        if self._primary or any(column.is_primary for column in self._columns()):
+        columns = list(self._columns())
+        if self._primary or any(column.is_primary for column in columns):
             raise InvalidBlueprint(
                 f"The primary key of '{self._model}' is chosen when it is created. To change it: migrations.AlterField."
             )
-        list(self._columns())
         return [operation for entry in self._with_named() for operation in self._operations(entry, online=online)]
 
     def _operations(self, entry: Column | _Made | _Change, *, online: bool) -> Iterator[Operation]:
