@@ -186,3 +186,9 @@ class NotAdoptable(ServiceError):
     """What was found cannot be registered."""
 
     code = "not_adoptable"
+
+
+class NotCopyable(ServiceError):
+    """The tenant cannot be made from a template."""
+
+    code = "not_copyable"

@@ -30,6 +30,9 @@ class Conf:
     resubmit_after: float = 10
     # Schemas that a tenant's session sees behind its own, for extensions or shared tables that live in `public`.
     extra_search_path: tuple[str, ...] = ()
+    # Data migrations that write the same into every tenant, as app_label or app_label.migration_name: what they have
+    # written may be copied from a template.
+    template_data: tuple[str, ...] = ()
     # Dotted path of `(tenant, settings) -> settings`, for teams that keep connection settings in a store of their own.
     connection_resolver: str = ""
     connect_timeout: float = 10
@@ -69,8 +72,9 @@ class Conf:
         for name in ("executor", "connection_resolver"):
             if not isinstance(getattr(self, name), str):
                 raise ValueError(f"{name!r} is {getattr(self, name)!r}; it takes a string.")
-        if not isinstance(self.extra_search_path, tuple) or not all(map(_is_name, self.extra_search_path)):
-            raise ValueError(f"'extra_search_path' is {self.extra_search_path!r}; it takes a list of schema names.")
+        for name, items in {"extra_search_path": "schema names", "template_data": "apps and migrations"}.items():
+            if not isinstance(value := getattr(self, name), tuple) or not all(map(_is_name, value)):
+                raise ValueError(f"{name!r} is {value!r}; it takes a list of {items}.")
         if not isinstance(self.executors, dict) or not all(map(_is_name, self.executors.values())):
             raise ValueError(f"'executors' is {self.executors!r}; it takes a dictionary of dotted paths by name.")
         if self.heartbeat * 2 > self.lease:
@@ -113,8 +117,9 @@ def _load(setting: object) -> Conf:
     known = {item.name for item in fields(Conf)}
     if unknown := sorted(set(given) - known):
         raise ValueError(f"unknown keys {', '.join(unknown)}; known are: {', '.join(sorted(known))}.")
-    if isinstance(given.get("extra_search_path"), list):
-        given["extra_search_path"] = tuple(given["extra_search_path"])
+    for name in ("extra_search_path", "template_data"):
+        if isinstance(given.get(name), list):
+            given[name] = tuple(given[name])
     if isinstance(given.get("executors"), dict):
         given["executors"] = {**asdict(Conf())["executors"], **given["executors"]}
     return Conf(**given)

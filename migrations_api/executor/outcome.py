@@ -28,6 +28,8 @@ class Options:
     prune: bool = False
     # Whether a plan that undoes migrations may be carried out; for the API that takes an admin's confirmation.
     allow_backwards: bool = True
+    # A tenant that has nothing yet is copied from a template if that is exact, and otherwise migrated.
+    template: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +66,8 @@ class Outcome:
     synced: tuple[str, ...] = ()
     # Constraints that the run has left NOT VALID, which may be what its migrations want.
     unvalidated: tuple[str, ...] = ()
+    # Why a tenant that was to be copied from a template was migrated.
+    not_copied: str = ""
     failure: Failure | None = None
 
 

@@ -147,6 +147,7 @@ def add_migrate_arguments(parser: CommandParser) -> None:
         "--fake-initial", action="store_true", help="Record initial migrations whose tables are there already."
     )
     parser.add_argument("--run-syncdb", action="store_true", help="Create tables of apps without migrations.")
+    parser.add_argument("--template", action="store_true", help="Copy what is new from a template where that is exact.")
     parser.add_argument("--prune", action="store_true", help="Forget applied migrations that are gone from disk.")
     parser.add_argument(
         "--no-input", "--noinput", action="store_false", dest="interactive", help="Accepted; nothing is ever asked."
@@ -161,6 +162,7 @@ def request_of(options: dict[str, Any]) -> Request:
             fake_initial=options["fake_initial"],
             run_syncdb=options["run_syncdb"],
             prune=options["prune"],
+            template=options["template"],
         ),
         by=user(),
     )

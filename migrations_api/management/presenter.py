@@ -178,6 +178,8 @@ def describe_finding(finding: Mapping[str, str]) -> str:
     """What a run that succeeded has left that is worth knowing."""
     if finding["code"] == "unvalidated_constraint":
         return f"the constraint {finding['detail']} is NOT VALID; rows from before it may break it."
+    if finding["code"] == "not_copied":
+        return f"not copied from a template, but migrated: {finding['detail']}"
     return f"{finding['code']}: {finding['detail']}"
 
 

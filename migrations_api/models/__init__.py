@@ -3,6 +3,7 @@ from migrations_api.models.coordination import Coordinator
 from migrations_api.models.fleet import TenantObservation
 from migrations_api.models.idempotency import IdempotencyRecord
 from migrations_api.models.runs import AppliedSet, MigrationRun, RepairWay, RequestedVia, Rollout, RunStep
+from migrations_api.models.templates import TenantTemplate
 
 __all__ = [
     "ApiToken",
@@ -17,4 +18,5 @@ __all__ = [
     "Rollout",
     "RunStep",
     "TenantObservation",
+    "TenantTemplate",
 ]

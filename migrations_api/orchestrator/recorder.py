@@ -155,6 +155,11 @@ class Recorder:
         with suppress(AttemptLost):  # which the next step finds out
             self._progress.write()
 
+    def copied(self) -> None:
+        """All steps of the plan at once, by a transaction that has been committed."""
+        for position in self._positions.values():
+            self._progress.started(position)
+
     def journal(self, step: Step, *, operation: int, statements: int) -> None:
         with control_plane():
             self._journal(step, operation=operation, statements=statements)
@@ -172,7 +177,7 @@ class Recorder:
             action,
             failure,
             applied_after=outcome.after,
-            findings=[{"code": "unvalidated_constraint", "detail": name} for name in outcome.unvalidated],
+            findings=_findings(outcome),
             steps=self._done_before + len(outcome.results) + len(outcome.pruned) + len(outcome.synced),
         )
 
@@ -310,6 +315,13 @@ class _Progress:
 
 def _state_of(result: StepResult) -> str:
     return StepState.FAKED if result.faked else StepState.DONE
+
+
+def _findings(outcome: Outcome) -> list[dict[str, str]]:
+    found = [{"code": "unvalidated_constraint", "detail": name} for name in outcome.unvalidated]
+    if outcome.not_copied:
+        found.append({"code": "not_copied", "detail": outcome.not_copied[:500]})
+    return found
 
 
 def session_name(run: MigrationRun) -> str:

@@ -63,6 +63,19 @@ def create(**values: Any) -> Tenant:
     return tenant
 
 
+def create_from_template(*, provision: bool, by: str, via: str, **values: Any) -> tuple[Tenant, MigrationRun]:
+    """create(), and a pending run that copies a template into the new tenant or migrates it.
+
+    Raises InvalidOptions for a tenant that is not provisioned, and TooManyRuns, before anything is made.
+    """
+    if not provision:
+        raise InvalidOptions("Only a tenant that is provisioned can be made from a template.")
+    request = Request(options=Options(template=True), by=by, via=via)
+    _prepare(request, [values["tenant_id"]])
+    tenant = create(provision=True, **values)
+    return tenant, request_run(tenant, request)
+
+
 def forget(tenant: Tenant, *, drop: bool) -> str:
     """forget_tenant() for a tenant that has no unfinished run; raises RunActive as well."""
     settle_abandoned([tenant.tenant_id])
@@ -239,5 +252,7 @@ def check_options(request: Request) -> None:
         raise InvalidOptions("Migrations can be pruned only when an app is specified.")
     if options.prune and (target.migration_name or options.fake or options.fake_initial or options.run_syncdb):
         raise InvalidOptions("Pruning takes an app and nothing else.")
+    if options.template and (target != Target() or options.fake or options.fake_initial or options.run_syncdb):
+        raise InvalidOptions("A template is of all migrations, and takes no other option.")
     if options.fake and options.fake_initial:
         raise InvalidOptions("Choose one of fake and fake-initial.")

@@ -16,7 +16,7 @@ from migrations_api.exceptions import OutcomeUnknown, TenantLocked
 from migrations_api.executor import End, Failure, Options, Outcome, execute, failure_of
 from migrations_api.log_context import about_run
 from migrations_api.models import MigrationRun, records
-from migrations_api.orchestrator import repairs
+from migrations_api.orchestrator import repairs, templates
 from migrations_api.orchestrator.heartbeat import heartbeat
 from migrations_api.orchestrator.recorder import AttemptLost, Recorder, session_name
 from migrations_api.orchestrator.requests import target_of
@@ -105,6 +105,8 @@ def _end_of(error: ServiceError, run: MigrationRun) -> str:
 def _execute(run: MigrationRun, recorder: Recorder) -> Outcome:
     if run.repair_of_id is not None:
         return repairs.carry_out(run, recorder)
+    if run.options.get("template"):
+        return templates.carry_out(run, recorder)
     return execute(
         run.tenant,
         source_for(run.tenant.isolation),

@@ -34,6 +34,7 @@ def request_of(http: HttpRequest, body: Mapping[str, Any], *, subject: str) -> R
             fake_initial=body["fake_initial"],
             run_syncdb=body["run_syncdb"],
             prune=body["prune"],
+            template=body["template"],
             allow_backwards=confirmed,
         ),
         by=http.user.get_username(),

@@ -21,6 +21,11 @@ class CreateTenantRequestSerializer(StrictSerializer):
         default=True,
         help_text="Create the schema or database; otherwise the tenant is only registered.",
     )
+    template = FlagField(
+        required=False,
+        default=False,
+        help_text="Ask for its migration at once, by a run that copies a template where that is exact.",
+    )
 
 
 @extend_schema_serializer(component_name="UpdateTenant")
@@ -38,6 +43,11 @@ class MigrateRequestSerializer(StrictSerializer):
     fake_initial = FlagField(required=False, default=False)
     run_syncdb = FlagField(required=False, default=False)
     prune = FlagField(required=False, default=False)
+    template = FlagField(
+        required=False,
+        default=False,
+        help_text="Copy a tenant that has nothing yet from a template, where that is exact; otherwise migrate it.",
+    )
     confirm = TextField(
         max_length=63,
         required=False,

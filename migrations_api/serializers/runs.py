@@ -33,6 +33,7 @@ class RunOptionsSerializer(serializers.Serializer[Any]):
     fake_initial = serializers.BooleanField(required=False)
     run_syncdb = serializers.BooleanField(required=False)
     prune = serializers.BooleanField(required=False)
+    template = serializers.BooleanField(required=False)
     allow_backwards = serializers.BooleanField(required=False)
 
 

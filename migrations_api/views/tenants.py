@@ -5,7 +5,7 @@ from django.urls import reverse
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from migrations_api.models import Role
+from migrations_api.models import RequestedVia, Role
 from migrations_api.orchestrator import requests
 from migrations_api.orchestrator.fleet import migration_records, plan_for
 from migrations_api.orchestrator.holds import hold, release
@@ -66,9 +66,14 @@ class TenantsView(ServiceView):
     def post(self, request: Request) -> Response:
         body = self.body(CreateTenantRequestSerializer).validated_data
         self.touched = [body["tenant_id"]]
-        tenant = requests.create(**body)
+        tenant = self._from_template(request, body) if body.pop("template") else requests.create(**body)
         location = request.build_absolute_uri(reverse("tenant", kwargs={"tenant_id": tenant.tenant_id}))
         return Response(tenant_data([tenant])[0], status=201, headers={"Location": location})
+
+    def _from_template(self, request: Request, body: dict[str, Any]) -> Tenant:
+        by = request.user.get_username()
+        tenant, _ = requests.create_from_template(**body, by=by, via=RequestedVia.API)
+        return tenant
 
 
 class TenantView(ServiceView):

@@ -3,7 +3,8 @@ from typing import Any
 from django.core.management.base import CommandError, CommandParser
 from django.db import DEFAULT_DB_ALIAS
 
-from migrations_api.management.base import EXIT_USAGE, ServiceCommand, label
+from migrations_api.executor import Options
+from migrations_api.management.base import EXIT_USAGE, ServiceCommand, label, user
 from migrations_api.management.commands.migratetenant import carry_out
 from migrations_api.orchestrator.observations import stored_standings
 from migrations_api.orchestrator.requests import Request, create, request_run
@@ -25,10 +26,13 @@ class Command(ServiceCommand):
         parser.add_argument("--label", dest="labels", type=label, action="append", default=[], metavar="KEY=VALUE")
         parser.add_argument("--register-only", action="store_true", help="Its schema or database is made elsewhere.")
         parser.add_argument("--migrate", action="store_true", help="Migrate it at once.")
+        parser.add_argument(
+            "--template", action="store_true", help="Migrate it at once, by copying a template where that is exact."
+        )
         parser.add_argument("--no-input", "--noinput", action="store_false", dest="interactive", help="Ask nothing.")
         parser.add_argument("--format", choices=["table", "json"], default="table")
 
-    def handle(self, *, register_only: bool, migrate: bool, **options: Any) -> None:
+    def handle(self, *, register_only: bool, migrate: bool, template: bool, **options: Any) -> None:
         answers = self._ask(options) if options["interactive"] else self._given(options)
         tenant = create(**answers, labels=dict(options["labels"]), provision=not register_only)
         if options["format"] == "json":
@@ -40,8 +44,9 @@ class Command(ServiceCommand):
             self.stdout.write(
                 f"Tenant '{tenant.tenant_id}' {done}: {tenant.isolation} '{home}' on server '{tenant.database}'."
             )
-        if migrate:
-            carry_out(self, request_run(tenant, Request()), **options)
+        if migrate or template:
+            request = Request(options=Options(template=template), by=user())
+            carry_out(self, request_run(tenant, request), **options)
 
     def _given(self, options: dict[str, Any]) -> dict[str, str]:
         if missing := [f"--{name.replace('_', '-')}" for name in ("tenant_id", "isolation") if not options[name]]:

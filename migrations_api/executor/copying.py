@@ -1,0 +1,183 @@
+"""Make a template by migrating a home of its own, and copy it into new tenants."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import psycopg2
+from django.db import Error as DjangoDatabaseError
+from django.db import transaction
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.backends.postgresql.base import DatabaseWrapper
+from django.db.migrations.state import StateApps
+from django.db.models.signals import post_migrate, pre_migrate
+
+from migrations_api.exceptions import NotCopyable, OutcomeUnknown
+from migrations_api.executor import signals
+from migrations_api.executor.applied import TenantRecorder
+from migrations_api.executor.diagnosis import models_of
+from migrations_api.executor.execution import failure_of
+from migrations_api.executor.inventory import Inventory, differences, inventory
+from migrations_api.executor.migrator import TenantMigrator
+from migrations_api.executor.outcome import End, Failure, Outcome, StepResult
+from migrations_api.executor.template import Template, read_template, replay, require_exact
+from migrations_api.executor.verification import faults
+from migrations_api.plan import MigrationSource, Plan, Step, Target, make_plan
+from tenants.app_sets import tenant_apps
+from tenants.binding import control_plane, tenant_as_default
+from tenants.driver_errors import translated
+from tenants.exceptions import ServiceError
+from tenants.models import Isolation, Tenant
+from tenants.sessions import tenant_session
+
+
+class _Nobody:
+    """The observer of a migration that leaves no record."""
+
+    def planned(self, plan: Plan) -> None: ...
+    def step_started(self, step: Step) -> None: ...
+    def step_finished(self, result: StepResult) -> None: ...
+    def journal(self, step: Step, *, operation: int, statements: int) -> None: ...
+    def should_stop(self) -> bool:
+        return False
+
+
+def migrate_original(home: Tenant, source: MigrationSource) -> tuple[Template, Inventory]:
+    """Migrate a home that is nobody's, up to where receivers of post_migrate would be told; each copy tells them.
+
+    Raises NotCopyable, and whatever a migration raises.
+    """
+    with _session(home) as connection:
+        plan = make_plan(source, frozenset(), Target())
+        _migrate(home, connection, plan)
+        with translated():
+            found = _inventory(connection, home)
+            return read_template(connection, home.schema_name, found), found
+
+
+def _migrate(home: Tenant, connection: DatabaseWrapper, plan: Plan) -> None:
+    @contextmanager
+    def other_session() -> Iterator[BaseDatabaseWrapper]:
+        watch = tenant_session(home, application_name="tenant-migrations watch", writable=False)
+        with control_plane(), watch as other:
+            yield other
+
+    migrator = TenantMigrator(
+        connection,
+        plan,
+        schema=home.schema_name,
+        role=home.role_name,
+        observer=_Nobody(),
+        other_session=other_session,
+    )
+    migrations = list(plan.migrations)
+    signals.register_receivers()
+    signals.clear_caches()
+    state = migrator.project_state()
+    signals.send(pre_migrate, configs=tenant_apps(home.isolation), state_apps=state.apps, migrations=migrations)
+    migrator.migrate(list(plan.nodes), plan=migrations, state=state.clone(), fake=False, fake_initial=False)
+    signals.clear_caches()
+
+
+def require_same(home: Tenant, template: Template, original: Inventory) -> None:
+    """Copy the template into another home that is nobody's; raises NotCopyable naming what comes out otherwise."""
+    with _session(home) as connection, translated():
+        with transaction.atomic(using=connection.alias):
+            replay(connection, home.schema_name, template)
+        if found := differences(original, _inventory(connection, home)):
+            raise NotCopyable(f"These would not be the same in a copy: {', '.join(found[:5])}.")
+
+
+@contextmanager
+def _session(home: Tenant) -> Iterator[DatabaseWrapper]:
+    name = f"tenant-migrations template {home.tenant_id}"
+    with tenant_session(home, application_name=name) as connection, tenant_as_default(home, connection):
+        yield connection
+
+
+def _inventory(connection: DatabaseWrapper, tenant: Tenant) -> Inventory:
+    return inventory(connection, tenant.schema_name, whole_database=tenant.isolation == Isolation.DATABASE)
+
+
+def copy_into(
+    tenant: Tenant,
+    connection: DatabaseWrapper,
+    template: Template,
+    plan: Plan,
+    source: MigrationSource,
+    *,
+    before_commit: Callable[[], None],
+) -> Outcome:
+    """Make the template's tables in the tenant, which is empty and locked, by one transaction; then send post_migrate.
+
+    `before_commit` is called once the copy is known to be exact. Raises NotCopyable, with nothing changed and before
+    that, when it is not; and OutcomeUnknown when the session was lost in the COMMIT.
+    """
+    with tenant_as_default(tenant, connection):
+        _copy(tenant, connection, template, before_commit)
+        failure = _tell_receivers(tenant, plan, source)
+        with translated():
+            after = TenantRecorder(connection, tenant.schema_name).applied_keys()
+            unvalidated = faults(connection, tenant.schema_name).unvalidated
+    return Outcome(
+        end=End.FAILED if failure else End.SUCCEEDED,
+        before=plan.applied,
+        after=after,
+        results=tuple(StepResult(step=step, faked=False, seconds=0.0) for step in plan.steps),
+        unvalidated=tuple(sorted(unvalidated)),
+        failure=failure,
+    )
+
+
+def _copy(tenant: Tenant, connection: DatabaseWrapper, template: Template, before_commit: Callable[[], None]) -> None:
+    is_exact = False
+    try:
+        with transaction.atomic(using=connection.alias):
+            _make_exactly(tenant, connection, template)
+            before_commit()
+            is_exact = True
+    except (DjangoDatabaseError, psycopg2.Error) as error:
+        if not is_exact:
+            raise
+        raise OutcomeUnknown("The session was lost in the COMMIT, and what became of it cannot be read yet.") from error
+
+
+def _make_exactly(tenant: Tenant, connection: DatabaseWrapper, template: Template) -> None:
+    try:
+        with translated():
+            replay(connection, tenant.schema_name, template)
+            require_exact(template, _inventory(connection, tenant))
+    except NotCopyable:
+        raise
+    except ServiceError as error:
+        raise NotCopyable(f"The server refused the copy: {error.message}") from error
+
+
+def _tell_receivers(tenant: Tenant, plan: Plan, source: MigrationSource) -> Failure | None:
+    """As for a tenant that was migrated from zero by the plan."""
+    signals.register_receivers()
+    state_apps = _final_apps(plan, source)
+    signals.clear_caches(state_apps)
+    try:
+        signals.send(
+            post_migrate,
+            configs=tenant_apps(tenant.isolation),
+            state_apps=state_apps,
+            migrations=list(plan.migrations),
+        )
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - receivers are any code
+        return failure_of(error)
+    finally:
+        signals.clear_caches(state_apps)
+    return None
+
+
+# Of the plan that was copied last, by its digest: rendering them takes longer than the copy.
+_rendered: dict[str, StateApps] = {}
+
+
+def _final_apps(plan: Plan, source: MigrationSource) -> StateApps:
+    if plan.digest not in _rendered:
+        applied = frozenset((step.app_label, step.name) for step in plan.steps)
+        _rendered.clear()
+        _rendered[plan.digest] = signals.final_apps(models_of(source, applied))
+    return _rendered[plan.digest]
