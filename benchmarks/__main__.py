@@ -1,8 +1,11 @@
-"""python -m benchmarks fleet | peers | reads | rollouts | protocol, each with --help: prints speeds, asserts none."""
+"""python -m benchmarks fleet | peers | reads | rollouts | protocol | template, each with --help.
+
+Prints speeds and asserts none.
+"""
 
 import argparse
 
-from benchmarks import fleet, protocol, reads, rollouts
+from benchmarks import fleet, protocol, reads, rollouts, template
 from benchmarks.peers import comparison
 from benchmarks.peers.tools import TOOLS
 
@@ -29,6 +32,9 @@ def main() -> None:
     of_rollouts.add_argument("--tenants", type=int, default=200)
     of_rollouts.add_argument("--rounds", type=int, default=3, help="How often each is measured; the best counts.")
     of_rollouts.set_defaults(measure=rollouts.measure)
+    of_template = benchmarks.add_parser("template", help=template.__doc__.splitlines()[0], description=template.__doc__)
+    of_template.add_argument("--tenants", type=int, default=30)
+    of_template.set_defaults(measure=template.measure)
     options = vars(parser.parse_args())
     del options["benchmark"]
     options.pop("measure")(**options)

@@ -72,9 +72,8 @@ class Conf:
         for name in ("executor", "connection_resolver"):
             if not isinstance(getattr(self, name), str):
                 raise ValueError(f"{name!r} is {getattr(self, name)!r}; it takes a string.")
-        for name, items in {"extra_search_path": "schema names", "template_data": "apps and migrations"}.items():
-            if not isinstance(value := getattr(self, name), tuple) or not all(map(_is_name, value)):
-                raise ValueError(f"{name!r} is {value!r}; it takes a list of {items}.")
+        _require_names("extra_search_path", self.extra_search_path, "schema names")
+        _require_names("template_data", self.template_data, "apps and migrations")
         if not isinstance(self.executors, dict) or not all(map(_is_name, self.executors.values())):
             raise ValueError(f"'executors' is {self.executors!r}; it takes a dictionary of dotted paths by name.")
         if self.heartbeat * 2 > self.lease:
@@ -89,6 +88,11 @@ def _require(name: str, value: object, *, whole: bool, minimum: float) -> None:
         raise ValueError(
             f"{name!r} is {value!r}; it takes a {'whole ' if whole else ''}number of at least {minimum:g}."
         )
+
+
+def _require_names(name: str, value: object, items: str) -> None:
+    if not isinstance(value, tuple) or not all(map(_is_name, value)):
+        raise ValueError(f"{name!r} is {value!r}; it takes a list of {items}.")
 
 
 def _is_name(value: object) -> bool:

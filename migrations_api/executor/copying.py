@@ -13,7 +13,6 @@ from django.db.models.signals import post_migrate, pre_migrate
 
 from migrations_api.exceptions import NotCopyable, OutcomeUnknown
 from migrations_api.executor import signals
-from migrations_api.executor.applied import TenantRecorder
 from migrations_api.executor.diagnosis import models_of
 from migrations_api.executor.execution import failure_of
 from migrations_api.executor.inventory import Inventory, differences, inventory
@@ -116,12 +115,11 @@ def copy_into(
         _copy(tenant, connection, template, before_commit)
         failure = _tell_receivers(tenant, plan, source)
         with translated():
-            after = TenantRecorder(connection, tenant.schema_name).applied_keys()
             unvalidated = faults(connection, tenant.schema_name).unvalidated
     return Outcome(
         end=End.FAILED if failure else End.SUCCEEDED,
         before=plan.applied,
-        after=after,
+        after=frozenset((app, name) for _, app, name in template.record),
         results=tuple(StepResult(step=step, faked=False, seconds=0.0) for step in plan.steps),
         unvalidated=tuple(sorted(unvalidated)),
         failure=failure,

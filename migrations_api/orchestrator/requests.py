@@ -64,7 +64,7 @@ def create(**values: Any) -> Tenant:
 
 
 def create_from_template(*, provision: bool, by: str, via: str, **values: Any) -> tuple[Tenant, MigrationRun]:
-    """create(), and a pending run that copies a template into the new tenant or migrates it.
+    """create_tenant(), and a pending run that copies a template into the new tenant or migrates it.
 
     Raises InvalidOptions for a tenant that is not provisioned, and TooManyRuns, before anything is made.
     """
@@ -72,7 +72,7 @@ def create_from_template(*, provision: bool, by: str, via: str, **values: Any) -
         raise InvalidOptions("Only a tenant that is provisioned can be made from a template.")
     request = Request(options=Options(template=True), by=by, via=via)
     _prepare(request, [values["tenant_id"]])
-    tenant = create(provision=True, **values)
+    tenant = create_tenant(provision=True, **values)
     return tenant, request_run(tenant, request)
 
 

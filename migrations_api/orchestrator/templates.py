@@ -80,11 +80,11 @@ def _copied(run: MigrationRun, recorder: Recorder) -> Outcome | None:
         ),
     ):
         with translated():
-            applied = TenantRecorder(connection, tenant.schema_name).applied_keys()
             unoccupied = is_unoccupied(connection, tenant.schema_name)
-        if applied or recorder.should_stop():
+            is_new = unoccupied or not TenantRecorder(connection, tenant.schema_name).applied_keys()
+        if not is_new or recorder.should_stop():
             return None
-        plan = make_plan(source, applied, Target())
+        plan = make_plan(source, frozenset(), Target())
         if run.expected_digest and not run.applied_before_id and plan.digest != run.expected_digest:
             raise PlanChanged(tenant.tenant_id, plan.digest)
         _require_copyable(tenant, plan, source, unoccupied=unoccupied)
@@ -156,7 +156,8 @@ def _make(tenant: Tenant, digest: str, source: MigrationSource) -> Template:
         mine.delete()
         if not isinstance(error, Exception | SystemExit):
             raise
-        raise NotCopyable(f"Its template could not be made: {describe(error)}") from error
+        why = error.message if isinstance(error, ServiceError) else describe(error)
+        raise NotCopyable(f"Its template could not be made: {why}") from error
     mine.update(content=template.as_dict(), lease_expires_at=None)
     _forget_old(tenant)
     logger.info("made the template %s for %s tenants on %s", digest[:12], tenant.isolation, tenant.database)
@@ -190,7 +191,7 @@ def _in(home: Tenant, act: Callable[[], Made]) -> Made:
 
 def _sweep() -> None:
     """Drop what makers that were killed have left."""
-    for stored in TenantTemplate.objects.filter(content=None, reason="", lease_expires_at__lt=Now()):
+    for stored in TenantTemplate.objects.filter(content__isnull=True, reason="", lease_expires_at__lt=Now()):
         home = Tenant.at_home(tenant_id=stored.home, isolation=stored.isolation, database=stored.database)
         try:
             backend_for(home).drop(home)
