@@ -38,6 +38,7 @@ bench: $(VENV)/installed
 	$(RUN) -m benchmarks reads
 	$(RUN) -m benchmarks rollouts
 	$(RUN) -m benchmarks protocol
+	$(RUN) -m benchmarks template
 
 # What clients are generated from; the tests compare it with the code.
 openapi: $(VENV)/installed

@@ -58,7 +58,7 @@ class TenantsView(ServiceView):
     @documented(
         "create_tenant",
         {201: TenantSerializer},
-        errors=[409, 422, 502],
+        errors=[409, 422, 502, 503],
         request=CreateTenantRequestSerializer,
         parameters=[docs.IDEMPOTENCY_KEY, docs.LOCATION],
     )
