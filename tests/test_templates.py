@@ -487,8 +487,8 @@ def test_worker__killed_before_the_commit(make_tenant: MakeTenant, monkeypatch: 
     tenant = make_tenant()
     run = request_copy(tenant)
     with monkeypatch.context() as patched:
-        mark = Recorder.copying
-        patched.setattr(Recorder, "copying", lambda self, plan: [mark(self, plan), kill()])
+        record = Recorder.planned
+        patched.setattr(Recorder, "planned", lambda self, plan: [record(self, plan), kill()])
         killed(run)
     assert catalog.tables(catalog.tenant_dsn(tenant), tenant.schema_name) == set()
 

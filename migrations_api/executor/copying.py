@@ -8,16 +8,15 @@ from django.db import Error as DjangoDatabaseError
 from django.db import transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.postgresql.base import DatabaseWrapper
-from django.db.migrations.state import StateApps
 from django.db.models.signals import post_migrate, pre_migrate
 
 from migrations_api.exceptions import NotCopyable, OutcomeUnknown
 from migrations_api.executor import signals
-from migrations_api.executor.diagnosis import models_of
 from migrations_api.executor.execution import failure_of
 from migrations_api.executor.inventory import Inventory, differences, inventory
 from migrations_api.executor.migrator import TenantMigrator
 from migrations_api.executor.outcome import End, Failure, Outcome, StepResult
+from migrations_api.executor.rehearsal import Rehearsal
 from migrations_api.executor.template import Template, read_template, replay, require_exact
 from migrations_api.executor.verification import faults
 from migrations_api.plan import MigrationSource, Plan, Step, Target, make_plan
@@ -27,6 +26,7 @@ from tenants.driver_errors import translated
 from tenants.exceptions import ServiceError
 from tenants.models import Isolation, Tenant
 from tenants.sessions import tenant_session
+from tenants.watch import OwnSession
 
 
 class _Nobody:
@@ -101,8 +101,7 @@ def copy_into(
     tenant: Tenant,
     connection: DatabaseWrapper,
     template: Template,
-    plan: Plan,
-    source: MigrationSource,
+    rehearsal: Rehearsal,
     *,
     before_commit: Callable[[], None],
 ) -> Outcome:
@@ -111,11 +110,12 @@ def copy_into(
     `before_commit` is called once the copy is known to be exact. Raises NotCopyable, with nothing changed and before
     that, when it is not; and OutcomeUnknown when the session was lost in the COMMIT.
     """
+    plan = rehearsal.plan
     with tenant_as_default(tenant, connection):
         _copy(tenant, connection, template, before_commit)
-        failure = _tell_receivers(tenant, plan, source)
+        failure = _tell_receivers(tenant, rehearsal)
         with translated():
-            unvalidated = faults(connection, tenant.schema_name).unvalidated
+            unvalidated = faults(OwnSession(connection), tenant.schema_name).unvalidated
     return Outcome(
         end=End.FAILED if failure else End.SUCCEEDED,
         before=plan.applied,
@@ -150,32 +150,20 @@ def _make_exactly(tenant: Tenant, connection: DatabaseWrapper, template: Templat
         raise NotCopyable(f"The server refused the copy: {error.message}") from error
 
 
-def _tell_receivers(tenant: Tenant, plan: Plan, source: MigrationSource) -> Failure | None:
+def _tell_receivers(tenant: Tenant, rehearsal: Rehearsal) -> Failure | None:
     """As for a tenant that was migrated from zero by the plan."""
     signals.register_receivers()
-    state_apps = _final_apps(plan, source)
+    state_apps = rehearsal.final_apps
     signals.clear_caches(state_apps)
     try:
         signals.send(
             post_migrate,
             configs=tenant_apps(tenant.isolation),
             state_apps=state_apps,
-            migrations=list(plan.migrations),
+            migrations=list(rehearsal.plan.migrations),
         )
     except (Exception, SystemExit) as error:  # noqa: BLE001 - receivers are any code
         return failure_of(error)
     finally:
         signals.clear_caches(state_apps)
     return None
-
-
-# Of the plan that was copied last, by its digest: rendering them takes longer than the copy.
-_rendered: dict[str, StateApps] = {}
-
-
-def _final_apps(plan: Plan, source: MigrationSource) -> StateApps:
-    if plan.digest not in _rendered:
-        applied = frozenset((step.app_label, step.name) for step in plan.steps)
-        _rendered.clear()
-        _rendered[plan.digest] = signals.final_apps(models_of(source, applied))
-    return _rendered[plan.digest]

@@ -72,7 +72,7 @@ INVENTORY_SQL: Final = f"""
              obj_description(space.oid, 'pg_namespace'))::text
       FROM space, mine
     UNION ALL
-    SELECT 'object', i.type || ' ' || COALESCE(i.name, i.identity), NULL
+    SELECT 'object', i.type || ' ' || COALESCE(i.name, replace(i.identity, format('%%I.', %(schema)s::text), '')), NULL
       FROM pg_depend d, pg_identify_object(d.classid, d.objid, 0) i
      WHERE d.refclassid = 'pg_namespace'::regclass AND d.refobjid = (SELECT oid FROM space)
        AND d.classid <> 'pg_class'::regclass

@@ -21,11 +21,12 @@ from migrations_api.executor import Options, Outcome, execute
 from migrations_api.executor.applied import TenantRecorder
 from migrations_api.executor.copying import copy_into, migrate_original, require_same
 from migrations_api.executor.lock import tenant_lock
+from migrations_api.executor.rehearsal import rehearsal_of
 from migrations_api.executor.template import Template, is_unoccupied
 from migrations_api.models import MigrationRun, TenantTemplate
 from migrations_api.orchestrator.recorder import Recorder, session_name
 from migrations_api.orchestrator.sources import source_for
-from migrations_api.plan import MigrationSource, Plan, Target, make_plan
+from migrations_api.plan import MigrationSource, Plan, Target
 from migrations_api.plan.determinism import unnamed_code
 from tenants.backends import backend_for
 from tenants.conf import load_conf
@@ -84,12 +85,13 @@ def _copied(run: MigrationRun, recorder: Recorder) -> Outcome | None:
             is_new = unoccupied or not TenantRecorder(connection, tenant.schema_name).applied_keys()
         if not is_new or recorder.should_stop():
             return None
-        plan = make_plan(source, frozenset(), Target())
+        rehearsal = rehearsal_of(source, frozenset(), Target())
+        plan = rehearsal.plan
         if run.expected_digest and not run.applied_before_id and plan.digest != run.expected_digest:
             raise PlanChanged(tenant.tenant_id, plan.digest)
         _require_copyable(tenant, plan, source, unoccupied=unoccupied)
         template = template_for(tenant, plan, source, connection)
-        outcome = copy_into(tenant, connection, template, plan, source, before_commit=lambda: recorder.planned(plan))
+        outcome = copy_into(tenant, connection, template, rehearsal, before_commit=lambda: recorder.planned(plan))
         recorder.copied()
         return outcome
 
