@@ -118,3 +118,10 @@ def test_conf__that_is_no_dictionary(settings: Any, value: object) -> None:
 def test_conf__a_list_of_schemas_is_as_good_as_a_tuple(settings: Any) -> None:
     settings.TENANT_MIGRATIONS = {"extra_search_path": ["public", "extensions"]}
     assert load_conf().extra_search_path == ("public", "extensions")
+
+
+@pytest.mark.parametrize("value", ["orders", ["orders", ""], [1], None, {"orders": 1}])
+def test_conf__template_data_is_a_list_of_names(settings: Any, value: object) -> None:
+    settings.TENANT_MIGRATIONS = {"template_data": value}
+    with pytest.raises(ValueError, match=r"^'template_data' is .*; it takes a list of apps and migrations\.$"):
+        load_conf()
