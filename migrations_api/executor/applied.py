@@ -32,8 +32,9 @@ class TenantRecorder(MigrationRecorder):
             )
             return bool(cursor.fetchone()[0])
 
-    def applied_keys(self) -> Applied:
-        if not self.has_table():
+    def applied_keys(self, *, is_there: bool = False) -> Applied:
+        """`is_there` saves the question whether the table is."""
+        if not (is_there or self.has_table()):
             return frozenset()
         with self.connection.cursor() as cursor:
             cursor.execute(sql.SQL("SELECT app, name FROM {}").format(self._table))

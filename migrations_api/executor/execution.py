@@ -246,7 +246,7 @@ class _Execution:
             reader = self.watch or OwnSession(self.connection)
             broken = self._faults(reader)
             absent = absent_tables(reader, self.tenant.schema_name, self.tables)
-            after = self.migrator.recorder.applied_keys()
+            after = self.migrator.recorder.applied_keys(is_there=bool(self.plan.applied or self.plan.steps))
         if broken.invalid_indexes:
             failure = Failure(code="invalid_index", error_class="", message=_invalid_message(broken.invalid_indexes))
             return self._outcome(End.PARTIAL, failure, after=after)

@@ -56,6 +56,7 @@ def _runs_sql(operation: Operation | None) -> bool:
 class JournalKeeper:
     """`tell` gets the number of the operation in flight, and how many statements of it were begun and not refused.
 
+    Without `is_kept`, a transaction of its own tells what became of the step, and nothing is counted.
     `before_commit` is called at the end of each transaction that an operation has of its own.
     """
 
@@ -64,6 +65,7 @@ class JournalKeeper:
         connection: BaseDatabaseWrapper,
         *,
         tell: Tell,
+        is_kept: bool = True,
         before_commit: Callable[[], None] = lambda: None,
         start: tuple[int, int] = (0, 0),
     ) -> None:
@@ -73,6 +75,7 @@ class JournalKeeper:
         self.has_unlocked = False
         self._connection = connection
         self._tell = tell
+        self._is_kept = is_kept
         self._before_commit = before_commit
         self._place = self._told = start
         self._operation: Operation | None = None
@@ -88,7 +91,7 @@ class JournalKeeper:
     def count(self, execute: Callable[..., Any], sql: Any, params: Any, many: bool, context: Any) -> Any:  # noqa: FBT001
         """A wrapper for the connection's statements."""
         self.has_unlocked = self.has_unlocked or bool(UNLOCKED.search(str(sql)))
-        if self._changes_nothing(str(sql)):
+        if not self._is_kept or self._changes_nothing(str(sql)):
             return execute(sql, params, many, context)
         self._begin(1)
         try:

@@ -68,7 +68,7 @@ class TenantMigrator(Planner):
 
     def follow(self, rehearsal: Rehearsal) -> None:
         """Apply the plan's migrations, all forwards, on states of the models that tenants share."""
-        if rehearsal.order:
+        if rehearsal.order and not rehearsal.plan.applied:
             self.recorder.ensure_schema()
         for migration in rehearsal.order:
             if not migration.atomic:
@@ -96,7 +96,9 @@ class TenantMigrator(Planner):
                 flush_deferred(editor)
             if not tape.is_played_out():
                 raise Departure
-            self._settle(migration, self._record)
+            if not rehearsal.is_harmless(migration):
+                self._require_own(migration)
+            self._record(migration)
 
     def rehearse(self, rehearsal: Rehearsal) -> None:
         """Note from now on what the migrations' operations send to the server."""
@@ -209,6 +211,7 @@ class TenantMigrator(Planner):
         self.journal = JournalKeeper(
             self.connection,
             tell=self._tell,
+            is_kept=not step.atomic,
             before_commit=lambda: self._require_nothing_outside(migration, standing(self.connection)),
         )
         started = time.monotonic()

@@ -6,6 +6,7 @@ and the first that departs from it has the migration begun again in Django's way
 truth.
 """
 
+import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -52,6 +53,10 @@ SHARING: Final = frozenset(
         postgres.ValidateConstraint,
     }
 )
+# Those of them whose statements Django writes.
+DJANGOS: Final = SHARING - {operations.RunSQL}
+# Changing rows may call triggers, which may be each tenant's own.
+HARMLESS: Final = re.compile(r"\s*(ALTER|CREATE|DROP|COMMENT|SELECT)\b", re.IGNORECASE)
 # How many are kept: each holds the models of a whole plan.
 KEPT: Final = 16
 
@@ -144,6 +149,16 @@ class Rehearsal:
     def is_over(self) -> bool:
         """Whether a tenant has gone through all of it, so that the next one can follow."""
         return all(_key(migration) in self.noted or not migration.atomic for migration, _ in self.plan.migrations)
+
+    def is_harmless(self, migration: Migration) -> bool:
+        """Whether what was noted can reach no other tenant: DDL of Django's own making, in names without a schema.
+
+        The first tenant's was looked at before it was committed. What would say the same word for word, in a session
+        that nothing else has spoken in, touches the tables of the same names in its own schema.
+        """
+        return all(type(operation) in DJANGOS for operation in migration.operations) and all(
+            HARMLESS.match(statement) and '"."' not in statement for statement, _ in self.noted[_key(migration)]
+        )
 
     def is_altered(self) -> bool:
         """Whether receivers of pre_migrate have put operations of their own into the plan."""
