@@ -17,6 +17,7 @@ from migrations_api.executor.applied import TenantRecorder
 from migrations_api.executor.diagnosis import Journal, has_left_nothing
 from migrations_api.executor.lock import blocker, tenant_lock
 from migrations_api.executor.migrator import TenantMigrator
+from migrations_api.executor.model_types import RECEIVERS
 from migrations_api.executor.outcome import End, Failure, Observer, Options, Outcome, StepResult, StopRequested
 from migrations_api.executor.rehearsal import Rehearsal, rehearsal_of
 from migrations_api.executor.syncdb import sync_apps
@@ -228,14 +229,28 @@ class _Execution:
     def _end_alike(self) -> None:
         rehearsal = self.rehearsal
         self.tables = rehearsal.tables(self.connection)
-        types = rehearsal.types
         signals.send(
             post_migrate,
             configs=self.configs,
             state_apps=rehearsal.final_apps,
             migrations=self.plan.migrations,
-            without=signals.OF_TYPES if types is not None and types.are_in(self.connection) else (),
+            without=RECEIVERS if self._has_types() else (),
         )
+
+    def _has_types(self) -> bool:
+        """Whether the tenant has its content types and permissions, and Django's receivers need not look.
+
+        They are made here only where nobody else is told in between, who might see the one and not yet the other.
+        """
+        types = self.rehearsal.types
+        if types is None:
+            return False
+        if types.are_in(self.connection):
+            return True
+        if not signals.receivers(post_migrate, self.configs) <= RECEIVERS:
+            return False
+        types.make(self.connection)
+        return True
 
     def _is_target(self, app_label: str) -> bool:
         return self.plan.target.app_label in {None, app_label}

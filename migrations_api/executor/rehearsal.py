@@ -23,6 +23,7 @@ from django.db.migrations.operations.base import Operation
 from django.db.migrations.state import ProjectState, StateApps
 
 from migrations_api.executor import signals
+from migrations_api.executor.model_types import ModelTypes, model_types
 from migrations_api.executor.verification import tables_of
 from migrations_api.plan import Applied, Key, MigrationSource, Plan, Planner, Target, make_plan
 
@@ -213,9 +214,9 @@ class Rehearsal:
         return signals.final_apps(isolated(self._after))
 
     @cached_property
-    def types(self) -> signals.Types | None:
+    def types(self) -> ModelTypes | None:
         configs = [config for config in apps.get_app_configs() if config.label in self.source.labels]
-        return signals.types_of(self.final_apps, configs)
+        return model_types(self.final_apps, configs)
 
     def tables(self, connection: Any) -> frozenset[str]:
         return frozenset(tables_of(self.plan, self._after, connection))
