@@ -14,6 +14,7 @@ from django.core import checks
 from django.core.exceptions import ImproperlyConfigured
 from django.db import connection
 
+from migrations_api.dispatch.base import Terms
 from migrations_api.dispatch.remote import TASK, CeleryDispatcher
 from migrations_api.events import Event, RunEnded, RunPlanned, RunStarted, StepFinished, StepStarted
 from migrations_api.models import MigrationRun
@@ -120,7 +121,7 @@ def dispatch(redis: RedisServer) -> Iterator[Dispatch]:
 
     def make(**values: Any) -> CeleryDispatcher:
         given = {"max_concurrency": 4, "emit": lambda event: None, "should_stop": lambda: False, **values}
-        made.append(CeleryDispatcher(work, on_lost=lambda run_id: None, **given))
+        made.append(CeleryDispatcher(Terms(work=work, on_lost=lambda run_id: None, **given)))
         return made[-1]
 
     yield make

@@ -1,8 +1,11 @@
 import os
 import signal
+import time
+from collections import deque
 from collections.abc import Callable
 from datetime import timedelta
 from multiprocessing import Pipe, active_children
+from pathlib import Path
 from typing import Any
 
 import psycopg2
@@ -11,6 +14,7 @@ from django.db.models.functions import Now
 from psycopg2 import sql
 
 from migrations_api import exceptions
+from migrations_api.dispatch.base import Terms
 from migrations_api.dispatch.parallel import ParallelDispatcher, _next
 from migrations_api.events import Event, RunEnded, RunStarted, StepStarted
 from migrations_api.executor import Options
@@ -187,7 +191,7 @@ def test_parallel__workers_are_replaced_after_their_share_of_tenants(make_tenant
 def test_parallel__a_killed_worker_takes_only_its_own_tenant_along(
     make_tenant: MakeTenant, settings: Any, shared: bool
 ) -> None:
-    settings.TENANT_MIGRATIONS = {"lock_timeout": 20, "lease": 1, "heartbeat": 0.2}
+    settings.TENANT_MIGRATIONS = {"lock_timeout": 20, "lease": 1, "heartbeat": 0.2, "attempts": 1}
     make_fleet(make_tenant, "acme", "globex", "initech")
     victim = make_tenant("zulu", Isolation.SHARED) if shared else Tenant.objects.get(pk="globex")
     target = ("plans", "0001", "plans_plan") if shared else ("users", "0001", "users_user")
@@ -332,7 +336,7 @@ def test_parallel__a_worker_that_died_while_idle_is_replaced(plane: None) -> Non
         emit(Event(run_id=run_id, tenant_id="acme"))
 
     dispatcher = ParallelDispatcher(
-        report, max_concurrency=1, emit=done.append, should_stop=lambda: False, on_lost=lambda run_id: None
+        Terms(work=report, max_concurrency=1, emit=done.append, should_stop=lambda: False, on_lost=lambda run_id: None)
     )
     for run_id in (1, 2):
         dispatcher.submit(run_id)
@@ -351,3 +355,71 @@ def test_parallel__a_worker_is_told_to_stop_by_the_end_of_its_parent_whatever_th
     parent.close()
     assert child.poll()
     assert _next(child) is None
+
+
+def ahead(work: Any, *, lost: list[int], should_stop: Callable[[], bool] = lambda: False) -> ParallelDispatcher:
+    return ParallelDispatcher(
+        Terms(
+            work=work,
+            max_concurrency=1,
+            emit=lambda event: None,
+            should_stop=should_stop,
+            on_lost=lost.append,
+            looks_ahead=True,
+        )
+    )
+
+
+def note(path: Path, run_id: int) -> None:
+    with path.open("a") as file:
+        file.write(f"{run_id} ")
+
+
+def test_parallel__a_worker_may_have_one_more_waiting(tmp_path: Path, settings: Any) -> None:
+    settings.TENANT_MIGRATIONS = {"tenants_per_worker": 3}
+    begun = tmp_path / "begun"
+    dispatcher = ahead(lambda run_id, **options: note(begun, run_id), lost=[])
+    rest = deque(range(1, 8))
+    while rest or dispatcher.held:
+        while dispatcher.free and rest:
+            dispatcher.submit(rest.popleft())
+            assert len(active_children()) == 1
+        assert len(dispatcher.held) <= 2
+        dispatcher.wait(1)
+    dispatcher.close()
+    assert begun.read_text() == "1 2 3 4 5 6 7 "
+
+
+def test_parallel__what_a_lost_worker_had_waiting_is_nobodys(tmp_path: Path) -> None:
+    begun, lost = tmp_path / "begun", list[int]()
+
+    def die(run_id: int, **options: Any) -> None:
+        note(begun, run_id)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    dispatcher = ahead(die, lost=lost)
+    dispatcher.submit(1)
+    dispatcher.submit(2)
+    assert dispatcher.free == 0
+    while dispatcher.held:
+        dispatcher.wait(1)
+    dispatcher.close()
+    assert (begun.read_text(), lost, dispatcher.free) == ("1 ", [1], 2)
+
+
+def test_parallel__what_is_waiting_is_not_begun_after_a_stop(tmp_path: Path) -> None:
+    begun, stopping = tmp_path / "begun", list[bool]()
+
+    def wait_for_the_end(run_id: int, *, should_stop: Callable[[], bool], **options: Any) -> None:
+        note(begun, run_id)
+        while not should_stop():
+            time.sleep(0.01)
+
+    dispatcher = ahead(wait_for_the_end, lost=[], should_stop=lambda: bool(stopping))
+    dispatcher.submit(1)
+    dispatcher.submit(2)
+    while not begun.exists():
+        time.sleep(0.01)
+    stopping.append(True)
+    dispatcher.close()
+    assert begun.read_text() == "1 "

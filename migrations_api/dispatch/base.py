@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 from migrations_api.events import Event
@@ -14,12 +15,9 @@ class Work(Protocol):
     def __call__(self, run_id: int, *, emit: Emit, should_stop: ShouldStop) -> None: ...
 
 
-class Dispatcher(Protocol):
-    """How "work on that run" reaches a worker; what the work is, it does not know.
-
-    A driver calls `submit` while `free` is above zero, `wait`s for progress, and in the end calls `close`, once. A run
-    whose worker dies is no longer held: its lease ends, and the truth is read from the tenant. Where the dispatcher is
-    certain that the worker is gone, it tells `on_lost`, which must not raise.
+@dataclass(frozen=True, kw_only=True)
+class Terms:
+    """On which runs are dispatched. `max_concurrency` limits those in flight, whatever is submitted.
 
     With `looks_ahead` nothing depends on how a run ends before the next one begins: a worker may have one more waiting.
 
@@ -27,17 +25,24 @@ class Dispatcher(Protocol):
     processes of this machine is neither stopped nor waited for.
     """
 
-    def __init__(
-        self,
-        work: Work,
-        *,
-        max_concurrency: int,
-        emit: Emit,
-        should_stop: ShouldStop,
-        on_lost: OnLost,
-        looks_ahead: bool = False,
-        leaves_running: bool = False,
-    ) -> None: ...
+    work: Work
+    max_concurrency: int
+    emit: Emit
+    should_stop: ShouldStop
+    on_lost: OnLost
+    looks_ahead: bool = False
+    leaves_running: bool = False
+
+
+class Dispatcher(Protocol):
+    """How "work on that run" reaches a worker; what the work is, it does not know.
+
+    A driver calls `submit` while `free` is above zero, `wait`s for progress, and in the end calls `close`, once. A run
+    whose worker dies is no longer held: its lease ends, and the truth is read from the tenant. Where the dispatcher is
+    certain that the worker is gone, it tells `on_lost`, which must not raise.
+    """
+
+    def __init__(self, terms: Terms) -> None: ...
 
     @property
     def free(self) -> int:

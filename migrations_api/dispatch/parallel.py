@@ -11,7 +11,7 @@ from multiprocessing.process import BaseProcess
 
 from django.db import connections
 
-from migrations_api.dispatch.base import Emit, OnLost, ShouldStop, Work
+from migrations_api.dispatch.base import Terms, Work
 from migrations_api.events import Event
 from tenants.binding import cancel_statement
 from tenants.conf import load_conf
@@ -109,23 +109,10 @@ def _next(pipe: Connection) -> int | None:
 class ParallelDispatcher:
     """A pool of processes, each replaced after `tenants_per_worker` tenants. One that dies takes only its run along."""
 
-    def __init__(
-        self,
-        work: Work,
-        *,
-        max_concurrency: int,
-        emit: Emit,
-        should_stop: ShouldStop,
-        on_lost: OnLost,
-        looks_ahead: bool = False,
-        leaves_running: bool = False,
-    ) -> None:
-        self._work = work
-        self._emit = emit
-        self._should_stop = should_stop
-        self._on_lost = on_lost
-        self._max = min(max_concurrency, load_conf().max_workers)
-        self._for_each = 2 if looks_ahead else 1
+    def __init__(self, terms: Terms) -> None:
+        self._terms = terms
+        self._max = min(terms.max_concurrency, load_conf().max_workers)
+        self._for_each = 2 if terms.looks_ahead else 1
         self._per_worker = load_conf().tenants_per_worker
         self._workers: list[_Worker] = []
         self._told_to_stop = False
@@ -153,7 +140,7 @@ class ParallelDispatcher:
         open_ones = [worker for worker in self._workers if self._room(worker)]
         least = min(open_ones, key=lambda worker: len(worker.run_ids), default=None)
         if least is None or (least.run_ids and len(self._workers) < self._max):
-            least = _Worker(self._work)
+            least = _Worker(self._terms.work)
             self._workers.append(least)
         return least
 
@@ -174,7 +161,7 @@ class ParallelDispatcher:
             self._retire(worker)
 
     def _pass_stop_on(self) -> None:
-        if self._told_to_stop or not self._should_stop():
+        if self._told_to_stop or not self._terms.should_stop():
             return
         self._told_to_stop = True
         for worker in self._workers:
@@ -187,7 +174,7 @@ class ParallelDispatcher:
             while worker.pipe.poll():
                 message = worker.pipe.recv()
                 if isinstance(message, Event):
-                    self._emit(message)
+                    self._terms.emit(message)
                 else:
                     worker.run_ids.popleft()
                     worker.done += 1
@@ -195,7 +182,7 @@ class ParallelDispatcher:
             self._retire(worker)
             # What it had not begun is nobody's again, and is submitted once more.
             if worker.run_ids:
-                self._on_lost(worker.run_ids[0])
+                self._terms.on_lost(worker.run_ids[0])
             return
         if not worker.run_ids and (worker.done >= self._per_worker or self._told_to_stop):
             self._retire(worker)

@@ -12,7 +12,7 @@ from django.db.models import BooleanField, ExpressionWrapper, Q
 from django.db.models.functions import Now
 from kombu.exceptions import OperationalError
 
-from migrations_api.dispatch.base import Emit, OnLost, ShouldStop, Work
+from migrations_api.dispatch.base import Terms
 from migrations_api.dispatch.history import events_of
 from migrations_api.models import MigrationRun
 from migrations_api.states import ACTIVE_RUN_STATES, IN_FLIGHT_RUN_STATES, RunState
@@ -64,21 +64,8 @@ class CeleryDispatcher:
     is held for `resubmit_after` seconds, then submitted and sent again; to claim it twice is impossible.
     """
 
-    def __init__(
-        self,
-        work: Work,
-        *,
-        max_concurrency: int,
-        emit: Emit,
-        should_stop: ShouldStop,
-        on_lost: OnLost,
-        looks_ahead: bool = False,
-        leaves_running: bool = False,
-    ) -> None:
-        self._emit = emit
-        self._should_stop = should_stop
-        self._leaves_running = leaves_running
-        self._max = max_concurrency
+    def __init__(self, terms: Terms) -> None:
+        self._terms = terms
         self._patience = load_conf().resubmit_after
         self._sent: dict[int, _Sent] = {}
         self._broker = _Broker()
@@ -87,7 +74,7 @@ class CeleryDispatcher:
     @property
     def free(self) -> int:
         # A run whose message was taken to be lost may turn out to be claimed, beside the one that got its slot.
-        return max(0, self._max - len(self.held))
+        return max(0, self._terms.max_concurrency - len(self.held))
 
     @property
     def held(self) -> frozenset[int]:
@@ -120,7 +107,7 @@ class CeleryDispatcher:
 
     def close(self) -> None:
         try:
-            while self.held and not self._leaves_running:
+            while self.held and not self._terms.leaves_running:
                 self._pass_stop_on()
                 self._look()
                 time.sleep(LOOK_EVERY)
@@ -128,9 +115,9 @@ class CeleryDispatcher:
             self._broker.close()
 
     def _pass_stop_on(self) -> None:
-        if self._told_to_stop or not self._should_stop():
+        if self._told_to_stop or not self._terms.should_stop():
             return
-        if self._leaves_running:
+        if self._terms.leaves_running:
             self._sent.clear()
         else:
             MigrationRun.objects.active().filter(pk__in=self._sent).update(cancel_requested=True)
@@ -148,7 +135,7 @@ class CeleryDispatcher:
             if row is None or sent.comes_back(row.state, row.attempt, is_overdue=row.is_overdue):
                 del self._sent[run_id]
         for event in events:
-            self._emit(event)
+            self._terms.emit(event)
 
 
 class _Broker:

@@ -1,23 +1,11 @@
-from migrations_api.dispatch.base import Emit, OnLost, ShouldStop, Work
+from migrations_api.dispatch.base import Terms
 
 
 class SequentialDispatcher:
     """One tenant after the other, in this process."""
 
-    def __init__(
-        self,
-        work: Work,
-        *,
-        max_concurrency: int,
-        emit: Emit,
-        should_stop: ShouldStop,
-        on_lost: OnLost,
-        looks_ahead: bool = False,
-        leaves_running: bool = False,
-    ) -> None:
-        self._work = work
-        self._emit = emit
-        self._should_stop = should_stop
+    def __init__(self, terms: Terms) -> None:
+        self._terms = terms
 
     @property
     def free(self) -> int:
@@ -28,7 +16,7 @@ class SequentialDispatcher:
         return frozenset()
 
     def submit(self, run_id: int) -> None:
-        self._work(run_id, emit=self._emit, should_stop=self._should_stop)
+        self._terms.work(run_id, emit=self._terms.emit, should_stop=self._terms.should_stop)
 
     def wait(self, timeout: float) -> None:
         """Nothing is ever in flight between two calls."""

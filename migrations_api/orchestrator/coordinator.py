@@ -20,7 +20,7 @@ from django.db.backends.postgresql.base import DatabaseWrapper
 from django.db.models import Q
 from django.db.models.functions import Now
 
-from migrations_api.dispatch.base import ShouldStop
+from migrations_api.dispatch.base import ShouldStop, Terms
 from migrations_api.models import Coordinator, MigrationRun, RequestedVia, Rollout
 from migrations_api.orchestrator import expiry, observations
 from migrations_api.orchestrator.abandoned import COORDINATED, settle_abandoned
@@ -212,14 +212,15 @@ def _lead(beat: Heartbeat, should_stop: ShouldStop) -> None:
     conf = load_conf()
     # One tenant after the other in this process would leave the other requests, and the lock, unattended.
     executor = "parallel" if conf.executor == "sequential" else conf.executor
-    dispatcher = dispatcher_for(executor)(
-        partial(work, requeues=True),
+    terms = Terms(
+        work=partial(work, requeues=True),
         max_concurrency=conf.max_concurrency,
         emit=log_event,
         should_stop=should_stop,
         on_lost=partial(expire, emit=log_event),
         leaves_running=True,
     )
+    dispatcher = dispatcher_for(executor)(terms)
     unread = _UnreadWaves()
     chores = [
         Chore(settle_abandoned, is_due=_is_anything_overdue, every=SETTLE_EVERY),

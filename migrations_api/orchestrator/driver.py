@@ -11,7 +11,7 @@ from django.db import DatabaseError
 from django.db.models.functions import Now
 from django.utils.module_loading import import_string
 
-from migrations_api.dispatch.base import Dispatcher, Emit, ShouldStop
+from migrations_api.dispatch.base import Dispatcher, Emit, ShouldStop, Terms
 from migrations_api.events import RunWaiting
 from migrations_api.models import MigrationRun, Rollout
 from migrations_api.orchestrator.abandoned import settle_abandoned
@@ -59,14 +59,15 @@ def drive(
                 chosen = advance(rollout, limit=limit, lease=lease, held=held)
         return chosen
 
-    dispatcher = dispatcher_for(executor)(
-        work,
+    terms = Terms(
+        work=work,
         max_concurrency=max_concurrency,
         emit=emit,
         should_stop=should_stop,
         on_lost=partial(expire, emit=emit),
         looks_ahead=Strategy.from_dict(rollout.strategy).bounds_nothing,
     )
+    dispatcher = dispatcher_for(executor)(terms)
     carry_out(dispatcher, choose, idle=lambda: _goes_on(rollout, on_gate, lease=lease, stop=should_stop))
     finish_if_done(rollout)
     rollout.refresh_from_db()
