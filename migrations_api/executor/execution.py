@@ -17,6 +17,7 @@ from migrations_api.executor.applied import TenantRecorder
 from migrations_api.executor.diagnosis import Journal, has_left_nothing
 from migrations_api.executor.lock import blocker, tenant_lock
 from migrations_api.executor.migrator import TenantMigrator
+from migrations_api.executor.model_rows import forget_model_rows
 from migrations_api.executor.outcome import End, Failure, Observer, Options, Outcome, StepResult, StopRequested
 from migrations_api.executor.syncdb import sync_apps
 from migrations_api.executor.verification import (
@@ -31,10 +32,11 @@ from migrations_api.plan import (
     Applied,
     MigrationSource,
     Plan,
+    Planner,
     Step,
     Target,
     is_recorded,
-    make_plan,
+    plan_to,
     prunable,
     require_reversible,
 )
@@ -87,7 +89,7 @@ def execute(
         with translated():
             applied = TenantRecorder(connection, tenant.schema_name).applied_keys()
             before = faults(connection, tenant.schema_name)
-        plan = make_plan(source, applied, target)
+        plan = plan_to(source, applied, target)
         if plan_digest and plan.digest != plan_digest:
             raise PlanChanged(tenant.tenant_id, plan.digest)
         if plan.backwards and not options.allow_backwards:
@@ -182,22 +184,33 @@ class _Execution:
         return self._verified()
 
     def _migrate(self) -> None:
+        self._carry_out(self.plan)
+        if self.plan.then is not None:
+            self.migrator.loader = self.plan.then.loader
+            self._carry_out(self.plan.then)
+
+    def _carry_out(self, plan: Plan) -> None:
         """The sequence of Django's `migrate`, signals included."""
-        migrations = list(self.plan.migrations)
+        migrations = list(plan.migrations)
         state = self.migrator.project_state()
         signals.send(pre_migrate, configs=self.configs, state_apps=state.apps, migrations=migrations)
         if self.options.run_syncdb:
-            unmigrated = [config for config in self.configs if config.label in self.plan.unmigrated_apps]
+            unmigrated = [config for config in self.configs if config.label in plan.unmigrated_apps]
             self.synced = sync_apps(self.connection, [c for c in unmigrated if self._is_target(c.label)])
+        before = state
         state = self.migrator.migrate(
-            list(self.plan.nodes),
+            list(plan.nodes),
             plan=migrations,
             state=state.clone(),
             fake=self.options.fake,
             fake_initial=self.options.fake_initial,
         )
+        if plan.left is not None:
+            # Django takes a plan that undoes to go down one line of the graph, and the state after it from its end.
+            state = Planner(self.source.loader(plan.left)).project_state()
+            forget_model_rows(before, state)
         if not self.options.fake:
-            self.tables = frozenset(tables_of(self.plan, state, self.connection))
+            self.tables = frozenset(tables_of(plan, state, self.connection))
         signals.send(post_migrate, configs=self.configs, state_apps=signals.final_apps(state), migrations=migrations)
 
     def _is_target(self, app_label: str) -> bool:
@@ -217,7 +230,8 @@ class _Execution:
             return self._outcome(
                 End.PARTIAL, Failure(code="missing_table", error_class="", message=message), after=after
             )
-        missing = [str(step) for step in self.plan.steps if ((step.app_label, step.name) in after) == step.backwards]
+        last = {(step.app_label, step.name): step for step in self.plan.steps}
+        missing = [str(step) for key, step in last.items() if (key in after) == step.backwards]
         if missing:
             failure = Failure(code="not_recorded", error_class="", message=f"Not recorded: {', '.join(missing)}.")
             return self._outcome(End.PARTIAL, failure, after=after)

@@ -56,12 +56,12 @@ class TenantMigrator(Planner):
         self._schema = schema
         self._role = role
         self._observer = observer
-        self._steps = {(step.app_label, step.name): step for step in plan.steps}
+        self._steps = {(step.app_label, step.name, step.backwards): step for step in plan.steps}
 
     def apply_migration(
         self, state: ProjectState, migration: Migration, fake: bool = False, fake_initial: bool = False
     ) -> ProjectState:
-        with self._step(migration) as finish:
+        with self._step(migration, backwards=False) as finish:
             if not fake and fake_initial:
                 fake, state = self.detect_soft_applied(state, migration)
             if fake:
@@ -82,7 +82,8 @@ class TenantMigrator(Planner):
             return super().detect_soft_applied(project_state, migration)
 
     def unapply_migration(self, state: ProjectState, migration: Migration, fake: bool = False) -> ProjectState:
-        with self._step(migration) as finish:
+        with self._step(migration, backwards=True) as finish:
+            fake = fake or (self.step is not None and self.step.fake)
             if fake:
                 self._forget(migration)
             else:
@@ -143,8 +144,8 @@ class TenantMigrator(Planner):
             )
 
     @contextmanager
-    def _step(self, migration: Migration) -> Iterator[Callable[[bool], None]]:
-        step = self._steps[migration.app_label, migration.name]
+    def _step(self, migration: Migration, *, backwards: bool) -> Iterator[Callable[[bool], None]]:
+        step = self._steps[migration.app_label, migration.name, backwards]
         if self._observer.should_stop():
             raise StopRequested
         self._observer.step_started(step)

@@ -11,7 +11,7 @@ from django.db.models.functions import Now
 from django.utils.timezone import now
 
 from migrations_api.dispatch.base import Emit, ShouldStop
-from migrations_api.dispatch.history import describe_target, run_ended
+from migrations_api.dispatch.history import describe_action, describe_target, run_ended
 from migrations_api.events import Event, RunPlanned, RunPruned, StepFinished, StepStarted
 from migrations_api.exceptions import InvalidTransition, PlanChanged
 from migrations_api.executor import End, Failure, Outcome, StepResult
@@ -72,7 +72,9 @@ class Recorder:
             last = self._drop_undone() if self.run.attempt > 1 else 0
             self._positions = {step: position for position, step in enumerate(plan.steps, last + 1)}
             RunStep.objects.bulk_create(_row(self.run, step, place) for step, place in self._positions.items())
-        self.tell(RunPlanned, target=_target(plan), steps=len(plan.steps), unknown=plan.unknown)
+        self.tell(
+            RunPlanned, target=describe_action(self.run) or _target(plan), steps=len(plan.steps), unknown=plan.unknown
+        )
 
     def _drop_undone(self) -> int:
         """What an earlier attempt of the run has done stays done; returns the position of the last such step."""
