@@ -17,7 +17,7 @@ from migrations_api.executor.applied import TenantRecorder
 from migrations_api.executor.diagnosis import Journal, has_left_nothing
 from migrations_api.executor.lock import blocker, tenant_lock
 from migrations_api.executor.migrator import TenantMigrator
-from migrations_api.executor.model_rows import forget_model_rows
+from migrations_api.executor.model_rows import forget_model_rows, model_marks
 from migrations_api.executor.outcome import End, Failure, Observer, Options, Outcome, StepResult, StopRequested
 from migrations_api.executor.syncdb import sync_apps
 from migrations_api.executor.verification import (
@@ -35,6 +35,7 @@ from migrations_api.plan import (
     Planner,
     Step,
     Target,
+    Undo,
     is_recorded,
     plan_to,
     prunable,
@@ -89,7 +90,8 @@ def execute(
         with translated():
             applied = TenantRecorder(connection, tenant.schema_name).applied_keys()
             before = faults(connection, tenant.schema_name)
-        plan = plan_to(source, applied, target)
+            marks = model_marks(connection, tenant.schema_name)
+        plan = replace(plan_to(source, applied, target), marks=marks)
         if plan_digest and plan.digest != plan_digest:
             raise PlanChanged(tenant.tenant_id, plan.digest)
         if plan.backwards and not options.allow_backwards:
@@ -208,7 +210,8 @@ class _Execution:
         if plan.left is not None:
             # Django takes a plan that undoes to go down one line of the graph, and the state after it from its end.
             state = Planner(self.source.loader(plan.left)).project_state()
-            forget_model_rows(before, state)
+            if isinstance(plan.target, Undo) and plan.target.marks is not None:
+                forget_model_rows(before, state, plan.target.marks)
         if not self.options.fake:
             self.tables = frozenset(tables_of(plan, state, self.connection))
         signals.send(post_migrate, configs=self.configs, state_apps=signals.final_apps(state), migrations=migrations)

@@ -1,24 +1,45 @@
 """Rows that Django keeps about models: those that came with a run's models go with them when the run is taken back."""
 
 from contextlib import suppress
+from typing import Final
 
 from django.contrib.auth import get_permission_codename
 from django.db import DEFAULT_DB_ALIAS, transaction
+from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.migrations.state import ProjectState, StateApps
 from django.db.models import ProtectedError, QuerySet, RestrictedError
 from django.db.models.base import Model
 
+from migrations_api.plan import Marks
 
-def forget_model_rows(before: ProjectState, after: ProjectState) -> None:
-    """Delete the permissions and content types that only the models of `before` have; `default` is the tenant.
+# Of PostgreSQL: the newest id that a sequence has given, NULL where there is none.
+MARKS_SQL: Final = """
+    SELECT coalesce(pg_sequence_last_value(to_regclass(quote_ident(%s) || '.auth_permission_id_seq')), 0),
+           coalesce(pg_sequence_last_value(to_regclass(quote_ident(%s) || '.django_content_type_id_seq')), 0)
+"""
 
-    Django makes them after each migrate and never takes them away. What rows of the tenant's own protect stays.
+
+def model_marks(connection: BaseDatabaseWrapper, schema: str) -> Marks:
+    """The newest ids of permissions and of content types: those that are made from now on have higher ones."""
+    with connection.cursor() as cursor:
+        cursor.execute(MARKS_SQL, [schema, schema])
+        permissions, content_types = cursor.fetchone()
+    return int(permissions), int(content_types)
+
+
+def forget_model_rows(before: ProjectState, after: ProjectState, marks: Marks) -> None:
+    """Delete the permissions and content types that only the models of `before` have and that are newer than `marks`.
+
+    Django makes them after each migrate and never takes them away; so some may be there from an earlier time. What rows
+    of the tenant's own protect stays. `default` is the tenant.
     """
+    newest_permission, newest_content_type = marks
     for label in before.apps.app_configs:
-        _delete(
-            after.apps, "auth", "permission", content_type__app_label=label, codename__in=_gone(label, before, after)
-        )
-        _delete(after.apps, "contenttypes", "contenttype", app_label=label, model__in=_names(label, before, after))
+        codenames, names = _gone(label, before, after), _names(label, before, after)
+        permissions = {"content_type__app_label": label, "codename__in": codenames, "pk__gt": newest_permission}
+        _delete(after.apps, "auth", "permission", **permissions)
+        content_types = {"app_label": label, "model__in": names, "pk__gt": newest_content_type}
+        _delete(after.apps, "contenttypes", "contenttype", **content_types)
 
 
 def _names(label: str, before: ProjectState, after: ProjectState) -> set[str]:
@@ -44,7 +65,7 @@ def _codenames(model: type[Model]) -> set[str]:
 
 
 def _delete(apps: StateApps, label: str, name: str, **which: object) -> None:
-    if not all(which.values()) or name not in apps.all_models[label]:
+    if set() in which.values() or name not in apps.all_models[label]:
         return
     rows: QuerySet[Model] = apps.get_model(label, name)._default_manager.using(DEFAULT_DB_ALIAS).filter(**which)
     for row in rows:

@@ -32,6 +32,11 @@ class Migration(migrations.Migration):
         ),
         migrations.AddField(
             model_name="migrationrun",
+            name="model_marks",
+            field=models.JSONField(blank=True, default=list),
+        ),
+        migrations.AddField(
+            model_name="migrationrun",
             name="undo",
             field=models.JSONField(blank=True, default=dict),
         ),

@@ -186,6 +186,8 @@ class MigrationRun(models.Model):
     retry_of = models.ForeignKey("self", on_delete=models.SET_NULL, null=True, related_name="retries")
     # The run that a rollback takes back; none where it goes by steps, which may be those of several runs.
     undoes = models.ForeignKey("self", on_delete=models.SET_NULL, null=True, related_name="rollbacks")
+    # Newest ids of the tenant's permissions and content types before the run; empty where nobody looked.
+    model_marks = models.JSONField(default=list, blank=True)
     # What a rollback was asked to undo, as batches.Batch has it.
     undo = models.JSONField(default=dict, blank=True)
     # A run that repairs what a partial one has left carries out no plan of its own.

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -10,8 +10,9 @@ from django.db.models import F
 
 from migrations_api.exceptions import InvalidOptions, InvalidTransition, NothingToRollBack, UnloadableMigrations
 from migrations_api.models import Action, AppliedSet, MigrationRun, Rollout, RunStep
+from migrations_api.orchestrator.fleet import MigrationRecord, migration_records
 from migrations_api.orchestrator.sources import source_for
-from migrations_api.plan import Key, Refresh, Reset, Target, Undo, replaced_by
+from migrations_api.plan import Key, Marks, Refresh, Reset, Target, Undo, replaced_by
 from migrations_api.states import DONE_STEP_STATES, RunState, StepState
 from tenants.models import Tenant
 
@@ -21,26 +22,31 @@ class Held:
     """One migration that is applied as far as the runs know, and the run that applied it.
 
     What a repair has brought to its end belongs to the run that it repaired. `before` is the fingerprint of what that
-    run found.
+    run found, and `marks` as it has them.
     """
 
     run_id: int
     faked: bool
     before: str
+    marks: Marks | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """What is to be undone, the newest first; `before` is the fingerprint of what was applied before all of it."""
+    """What is to be undone, the newest first; `before` is the fingerprint of what was applied before all of it.
+
+    `marks` are those of that time.
+    """
 
     keys: tuple[Key, ...]
     faked: frozenset[Key]
     run_ids: frozenset[int]
     before: str
+    marks: Marks | None
 
     def as_dict(self) -> dict[str, Any]:
         """As a run's `undo` has it."""
-        return {"keys": list(self.keys), "faked": sorted(self.faked), "before": self.before}
+        return {"keys": list(self.keys), "faked": sorted(self.faked), "before": self.before, "marks": self.marks}
 
     @property
     def undoes(self) -> int | None:
@@ -48,7 +54,7 @@ class Batch:
 
     def undo(self) -> Undo:
         stored = AppliedSet.objects.filter(pk=self.before).first()
-        return Undo(keys=self.keys, faked=self.faked, before=stored.keys if stored else frozenset())
+        return Undo(keys=self.keys, faked=self.faked, before=stored.keys if stored else frozenset(), marks=self.marks)
 
 
 # In the order in which they were applied.
@@ -71,7 +77,7 @@ def held(tenants: Iterable[Tenant], *, since: int = 0) -> dict[str, Found]:
         elif not (move.owner_id != move.run_id and move.key in mine):
             # One that a repair has brought back was never undone.
             mine.pop(move.key, None)
-            mine[move.key] = Held(run_id=move.owner_id, faked=move.faked, before=move.before)
+            mine[move.key] = Held(run_id=move.owner_id, faked=move.faked, before=move.before, marks=move.marks)
     return found
 
 
@@ -85,29 +91,29 @@ class _Move:
     backwards: bool
     faked: bool = False
     before: str = ""
+    marks: Marks | None = None
 
 
 def _moves(tenant_ids: Collection[str], since: int) -> Iterator[_Move]:
     runs = MigrationRun.objects.filter(tenant__in=tenant_ids, pk__gte=since, created_at__gte=F("tenant__created_at"))
-    repaired = dict(runs.filter(repair_of__isnull=False).order_by().values_list("pk", "repair_of_id"))
+    found = {run.pk: run for run in runs.only("repair_of_id", "applied_before_id", "model_marks").order_by()}
     columns = ("run__tenant_id", "run_id", "position", "app_label", "name", "backwards", "state")
     # Runs since the tenant's creation: there may have been another of the same name.
     steps = RunStep.objects.filter(run__in=runs.order_by().values("pk"), state__in=DONE_STEP_STATES).order_by()
-    for tenant_id, run_id, position, app_label, name, backwards, state, before in steps.values_list(
-        *columns, "run__applied_before_id"
-    ):
-        owner_id = run_id
-        while owner_id in repaired:
-            owner_id = repaired[owner_id]
+    for tenant_id, run_id, position, app_label, name, backwards, state in steps.values_list(*columns):
+        owner = found[run_id]
+        while owner.repair_of_id in found:
+            owner = found[owner.repair_of_id]
         yield _Move(
             tenant_id=tenant_id,
             run_id=run_id,
-            owner_id=owner_id,
+            owner_id=owner.pk,
             position=position,
             key=(app_label, name),
             backwards=backwards,
             faked=state == StepState.FAKED,
-            before=before or "",
+            before=owner.applied_before_id or "",
+            marks=_marks(owner.model_marks),
         )
     pruned = runs.filter(options__prune=True, applied_after__isnull=False)
     for run in pruned.select_related("applied_before", "applied_after"):
@@ -122,6 +128,19 @@ def _replaced(isolation: str, key: Key) -> tuple[Key, ...]:
     with suppress(UnloadableMigrations):
         return replaced_by(source_for(isolation), key)
     return ()
+
+
+def migration_status(tenant: Tenant) -> list[MigrationRecord]:
+    """migration_records() with the run that applied each one, None for what none of them did; raises what that does."""
+    records = migration_records(tenant)
+    found = held([tenant])[tenant.tenant_id]
+
+    def run_of(record: MigrationRecord) -> int | None:
+        key = (record.app_label, record.name)
+        owners = [found[each].run_id for each in (key, *_replaced(tenant.isolation, key)) if each in found]
+        return max(owners, default=None) if record.applied else None
+
+    return [replace(record, run_id=run_of(record)) for record in records]
 
 
 def batch_of_run(run: MigrationRun) -> Choose:
@@ -184,6 +203,7 @@ def _batch(keys: Sequence[Key], found: Found) -> Batch:
         faked=frozenset(key for key in keys if found[key].faked),
         run_ids=frozenset(found[key].run_id for key in keys),
         before=oldest.before,
+        marks=oldest.marks,
     )
 
 
@@ -256,7 +276,12 @@ def _stored(undo: Mapping[str, Any], *, without: Collection[Key]) -> Batch:
         faked=frozenset(faked),
         run_ids=frozenset(),
         before=undo["before"],
+        marks=_marks(undo["marks"]),
     )
+
+
+def _marks(stored: Sequence[int] | None) -> Marks | None:
+    return (stored[0], stored[1]) if stored else None
 
 
 def _keys(rows: Sequence[Sequence[str]]) -> list[Key]:

@@ -63,7 +63,8 @@ class Recorder:
     def planned(self, plan: Plan) -> None:
         with control_plane():
             if self.run.applied_before_id is None:
-                self._update(plan_digest=plan.digest, applied_before_id=AppliedSet.store(plan.applied))
+                before = AppliedSet.store(plan.applied)
+                self._update(plan_digest=plan.digest, applied_before_id=before, model_marks=list(plan.marks or ()))
             else:
                 self._update()
                 self._require_rest(plan)

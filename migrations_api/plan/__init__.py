@@ -1,5 +1,6 @@
 from migrations_api.plan.planner import (
     Applied,
+    Marks,
     Plan,
     Planner,
     Step,
@@ -19,6 +20,7 @@ from migrations_api.plan.source import Key, MigrationSource, TenantLoader, load_
 __all__ = [
     "Applied",
     "Key",
+    "Marks",
     "MigrationSource",
     "Plan",
     "Planner",

@@ -18,6 +18,8 @@ from migrations_api.plan.risk import Risk, risks_of
 from migrations_api.plan.source import Key, MigrationSource, TenantLoader
 
 Applied = frozenset[Key]
+# The newest ids of a tenant's permissions and content types.
+Marks = tuple[int, int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +74,8 @@ class Plan:
     loader: TenantLoader = field(repr=False, compare=False)
     migrations: tuple[tuple[Migration, bool], ...] = field(repr=False, compare=False)
     left: Applied | None = None
+    # Of the tenant as it was found, for whoever takes the plan back.
+    marks: Marks | None = field(default=None, compare=False)
     then: "Plan | None" = None
 
     @property

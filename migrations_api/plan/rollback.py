@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from migrations_api.exceptions import CannotReset, CannotRollBack, DependentMigrations
-from migrations_api.plan.planner import Applied, Plan, Target, full_order, is_recorded, make_plan, step_of
+from migrations_api.plan.planner import Applied, Marks, Plan, Target, full_order, is_recorded, make_plan, step_of
 from migrations_api.plan.source import Key, MigrationSource, TenantLoader
 
 
@@ -13,12 +13,14 @@ class Undo(Target):
     """Take back just `keys`, in that order: what was applied last comes first.
 
     Those in `faked` were recorded without being run, and are taken out of the record in the same way. `before` is what
-    was applied before the oldest of them: what is applied, unknown to this code and not in it has come since.
+    was applied before the oldest of them: what is applied, unknown to this code and not in it has come since. `marks`
+    are those of that time, where they are known.
     """
 
     keys: tuple[Key, ...]
     faked: frozenset[Key] = frozenset()
     before: Applied = frozenset()
+    marks: Marks | None = None
 
     def __str__(self) -> str:
         return f"Undo: {', '.join(map('.'.join, self.keys))}"
