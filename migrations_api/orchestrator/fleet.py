@@ -280,12 +280,16 @@ def plans_for(tenants: Sequence[Tenant], target: Target) -> Iterator[tuple[Tenan
 
 @dataclass(frozen=True, kw_only=True)
 class MigrationRecord:
-    """One migration of a tenant's apps; `known` is False for one that is applied and not in this code."""
+    """One migration of a tenant's apps; `known` is False for one that is applied and not in this code.
+
+    `run_id` is the run that applied it, as far as this service did.
+    """
 
     app_label: str
     name: str
     applied: datetime | None
     known: bool
+    run_id: int | None = None
 
     def as_dict(self) -> dict[str, object]:
         return asdict(self)
