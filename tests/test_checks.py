@@ -135,3 +135,11 @@ def test_check__template_that_is_missing(settings: Any, setting: str) -> None:
 def test_check__tenant_migrations(settings: Any, value: object, message: str) -> None:
     settings.TENANT_MIGRATIONS = value
     assert problems() == [("tenants.E006", message, "The README has the table of settings.")]
+
+
+def test_check__shadow_server_that_there_is_not(settings: Any) -> None:
+    settings.TENANT_MIGRATIONS = {"shadow_server": "elsewhere"}
+    message = "TENANT_MIGRATIONS: 'shadow_server' is 'elsewhere', and there is no such server."
+    assert problems() == [("tenants.E010", message, "Choose one of: default, shop.")]
+    settings.TENANT_MIGRATIONS = {"shadow_server": "shop"}
+    assert problems() == []
