@@ -197,10 +197,10 @@ def test_pretend__of_what_cannot_be_undone(make_tenant: MakeTenant, broken: Choo
 
 
 def test_pretend__that_fails_leaves_no_database(make_tenant: MakeTenant, broken: Choose) -> None:
-    broken(orders="orders_elsewhere")
+    broken(orders="orders_sets_search_path")
     tenant = make_tenant("globex")
     plan = plan_for(tenant, Target())
-    with pytest.raises(CannotPretend, match=r"does not bear it out in orders\.0003_elsewhere: "):
+    with pytest.raises(CannotPretend, match=r"does not bear it out in orders\.0003_search_path: "):
         pretend(tenant, plan)
     assert left_behind() == set()
 
