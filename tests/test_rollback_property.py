@@ -68,7 +68,6 @@ def test_rollback__leaves_what_was_there_before_the_run(
     migrate(tenant, random_.choice(apps).rpartition(".")[2])
     add_rows(tenant, 0)
     runs: list[Applied] = []
-    undone = 0
     for step in range(1, STEPS + 1):
         action = random_.choices(["migrate", "rollback", "refresh"], [5, 4, 1])[0]
         if action == "refresh":
@@ -87,7 +86,6 @@ def test_rollback__leaves_what_was_there_before_the_run(
             assert look(tenant) == last.after
             assert roll_back(tenant).undoes_id == last.run_id
             assert look(tenant) == last.before
-            undone += 1
         else:
             try:
                 plan = rollback_plan(tenant, chosen(tenant))
