@@ -7,7 +7,7 @@ from django.contrib.auth import get_permission_codename
 from django.db import DEFAULT_DB_ALIAS, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.migrations.state import ProjectState, StateApps
-from django.db.models import ProtectedError, QuerySet, RestrictedError
+from django.db.models import ProtectedError, Q, QuerySet, RestrictedError
 from django.db.models.base import Model
 
 from migrations_api.plan import Marks
@@ -35,16 +35,16 @@ def forget_model_rows(before: ProjectState, after: ProjectState, marks: Marks) -
     """
     newest_permission, newest_content_type = marks
     for label in before.apps.app_configs:
-        codenames, names = _gone(label, before, after), _names(label, before, after)
-        permissions = {"content_type__app_label": label, "codename__in": codenames, "pk__gt": newest_permission}
-        _delete(after.apps, "auth", "permission", **permissions)
-        content_types = {"app_label": label, "model__in": names, "pk__gt": newest_content_type}
-        _delete(after.apps, "contenttypes", "contenttype", **content_types)
+        codenames, left = _gone(label, before, after), _names(label, after)
+        permissions = Q(content_type__app_label=label, codename__in=codenames, pk__gt=newest_permission)
+        _delete(after.apps, "auth", "permission", permissions)
+        # Not only those of `before`: on the way back, one that was renamed has the name that it had in between.
+        content_types = Q(app_label=label, pk__gt=newest_content_type) & ~Q(model__in=left)
+        _delete(after.apps, "contenttypes", "contenttype", content_types)
 
 
-def _names(label: str, before: ProjectState, after: ProjectState) -> set[str]:
-    there, left = ({str(model._meta.model_name) for model in _models(state, label)} for state in (before, after))
-    return there - left
+def _names(label: str, state: ProjectState) -> set[str]:
+    return {str(model._meta.model_name) for model in _models(state, label)}
 
 
 def _gone(label: str, before: ProjectState, after: ProjectState) -> set[str]:
@@ -64,10 +64,10 @@ def _codenames(model: type[Model]) -> set[str]:
     return own | {codename for codename, _ in model._meta.permissions}
 
 
-def _delete(apps: StateApps, label: str, name: str, **which: object) -> None:
-    if set() in which.values() or name not in apps.all_models[label]:
+def _delete(apps: StateApps, label: str, name: str, which: Q) -> None:
+    if name not in apps.all_models[label]:
         return
-    rows: QuerySet[Model] = apps.get_model(label, name)._default_manager.using(DEFAULT_DB_ALIAS).filter(**which)
+    rows: QuerySet[Model] = apps.get_model(label, name)._default_manager.using(DEFAULT_DB_ALIAS).filter(which)
     for row in rows:
         with suppress(ProtectedError, RestrictedError), transaction.atomic():
             row.delete()
