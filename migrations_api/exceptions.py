@@ -1,6 +1,6 @@
 """Why a plan cannot be made or a run cannot start. A migration that fails is no exception but a run's result."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from tenants.exceptions import ServiceError
 
@@ -57,6 +57,54 @@ class IrreversibleMigration(PlanError):
     """A migration of the plan cannot be undone."""
 
     code = "irreversible_migration"
+
+
+class CannotRollBack(PlanError):
+    """What the run applied cannot be undone."""
+
+    code = "cannot_roll_back"
+
+
+class DependentMigrations(CannotRollBack):
+    """Other migrations depend on what is to be undone."""
+
+    code = "dependent_migrations"
+
+    def __init__(self, keys: Sequence[tuple[str, str]], runs: Mapping[tuple[str, str], int] | None = None) -> None:
+        self.keys = tuple(keys)
+        whose = {key: f" (run {run_id})" for key, run_id in (runs or {}).items()}
+        named = ", ".join(f"{'.'.join(key)}{whose.get(key, '')}" for key in keys)
+        super().__init__(f"Applied, and dependent on what is to be undone: {named}. Undo that first.")
+
+
+class NothingToRollBack(ServiceError):
+    """No run of the tenant has applied anything that is not undone."""
+
+    code = "nothing_to_roll_back"
+
+
+class CannotReset(PlanError):
+    """Not every migration of the tenant can be undone."""
+
+    code = "cannot_reset"
+
+
+class CannotPretend(ServiceError):
+    """The SQL of the plan cannot be shown."""
+
+    code = "cannot_pretend"
+
+
+class PretendedTooLong(CannotPretend):
+    """The SQL of the plan was not ready in time."""
+
+    code = "pretended_too_long"
+
+
+class TooManyPretended(ServiceError):
+    """The SQL of too many plans is being made; try again when some of it is done."""
+
+    code = "too_many_pretended"
 
 
 class CannotPrune(PlanError):

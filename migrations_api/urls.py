@@ -1,16 +1,21 @@
 from django.urls import path
 
-from migrations_api.views import fleet, operations, rollout_verbs, rollouts, runs, tenants
+from migrations_api.views import fleet, operations, rollout_verbs, rollouts, runs, tenants, undoing
 
 urlpatterns = [
     path("tenants", tenants.TenantsView.as_view(), name="tenants"),
     # Before the tenants' own: both names are reserved tenant ids.
     path("tenants/plan", fleet.FleetPlanView.as_view(), name="fleet-plan"),
     path("tenants/migrate-all", rollouts.MigrateAllView.as_view(), name="migrate-all"),
+    path("tenants/reset-all", undoing.ResetAllView.as_view(), name="reset-all"),
+    path("tenants/refresh-all", undoing.RefreshAllView.as_view(), name="refresh-all"),
     path("tenants/<str:tenant_id>", tenants.TenantView.as_view(), name="tenant"),
     path("tenants/<str:tenant_id>/migrations", tenants.TenantMigrationsView.as_view(), name="tenant-migrations"),
     path("tenants/<str:tenant_id>/plan", tenants.TenantPlanView.as_view(), name="tenant-plan"),
     path("tenants/<str:tenant_id>/migrate", tenants.TenantMigrateView.as_view(), name="tenant-migrate"),
+    path("tenants/<str:tenant_id>/rollback", undoing.TenantRollbackView.as_view(), name="tenant-rollback"),
+    path("tenants/<str:tenant_id>/reset", undoing.TenantResetView.as_view(), name="tenant-reset"),
+    path("tenants/<str:tenant_id>/refresh", undoing.TenantRefreshView.as_view(), name="tenant-refresh"),
     path("tenants/<str:tenant_id>/hold", tenants.TenantHoldView.as_view(), name="tenant-hold"),
     path("tenants/<str:tenant_id>/release", tenants.TenantReleaseView.as_view(), name="tenant-release"),
     path("runs", runs.RunsView.as_view(), name="runs"),
@@ -30,6 +35,7 @@ urlpatterns = [
     path("rollouts/<int:rollout_id>/promote", rollout_verbs.RolloutPromoteView.as_view(), name="rollout-promote"),
     path("rollouts/<int:rollout_id>/cancel", rollout_verbs.RolloutCancelView.as_view(), name="rollout-cancel"),
     path("rollouts/<int:rollout_id>/retry", rollout_verbs.RolloutRetryView.as_view(), name="rollout-retry"),
+    path("rollouts/<int:rollout_id>/rollback", undoing.RolloutRollbackView.as_view(), name="rollout-rollback"),
     path("fleet", fleet.FleetView.as_view(), name="fleet"),
     path("healthz", operations.healthz, name="healthz"),
     path("readyz", operations.readyz, name="readyz"),

@@ -114,6 +114,19 @@ def check_conf(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[C
 
 
 @register("tenants")
+def check_shadow_server(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
+    try:
+        alias = load_conf().shadow_server
+    except ValueError:
+        return []  # which check_conf tells
+    if not alias or alias in server_aliases():
+        return []
+    hint = f"Choose one of: {', '.join(server_aliases())}."
+    message = f"TENANT_MIGRATIONS: 'shadow_server' is '{alias}', and there is no such server."
+    return [Error(message, hint=hint, id="tenants.E010")]
+
+
+@register("tenants")
 def check_celery(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
     try:
         if load_conf().executor != "celery":

@@ -51,6 +51,10 @@ class Conf:
     read_batch: int = 200
     # Databases that are read at the same time.
     read_concurrency: int = 8
+    # Where the scratch databases of a pretended run are made, an alias; empty for the tenant's own server.
+    shadow_server: str = ""
+    # How long the API may take to show the SQL of a plan.
+    pretend_timeout: float = 60
     # How old the stored picture of a tenant may be before the coordinator looks again.
     observe_every: float = 60
     # While so many runs that the API asked for have not been started, it takes on no more.
@@ -65,11 +69,11 @@ class Conf:
         # A key is taken for as long as its request may run, which is taken to be an hour.
         _require("idempotency_ttl", self.idempotency_ttl, whole=False, minimum=3600)
         times = ("connect_timeout", "lease", "heartbeat", "backoff", "max_backoff", "observe_every")
-        for name in (*times, "resubmit_after"):
+        for name in (*times, "resubmit_after", "pretend_timeout"):
             _require(name, getattr(self, name), whole=False, minimum=0.001)
         for name in ("lock_timeout", "statement_timeout", "lock_wait"):
             _require(name, getattr(self, name), whole=False, minimum=0)
-        for name in ("executor", "connection_resolver"):
+        for name in ("executor", "connection_resolver", "shadow_server"):
             if not isinstance(getattr(self, name), str):
                 raise ValueError(f"{name!r} is {getattr(self, name)!r}; it takes a string.")
         _require_names("extra_search_path", self.extra_search_path, "schema names")

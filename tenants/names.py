@@ -12,7 +12,7 @@ MAX_REASON = 300  # characters of why a tenant is held or skipped, or was repair
 MAX_IDENTIFIER_BYTES = 63  # PostgreSQL's NAMEDATALEN - 1; what is longer is cut in silence.
 
 # A path segment of the API stands beside /tenants/{tenant_id}.
-RESERVED_TENANT_IDS = frozenset({"plan", "migrate-all"})
+RESERVED_TENANT_IDS = frozenset({"plan", "migrate-all", "reset-all", "refresh-all"})
 RESERVED_SCHEMAS = frozenset({"public", "information_schema"})
 RESERVED_DATABASES = frozenset({"postgres", "template0", "template1"})
 # What GRANT or SET ROLE read as something else than a role of that name, and the usual superuser.

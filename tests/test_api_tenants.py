@@ -483,7 +483,8 @@ def test_migrations__applied_and_pending(viewer: APIClient, tenant: Tenant) -> N
     rows = viewer.get("/tenants/acme/migrations").json()
     assert len(rows) == 16
     assert rows[-1].pop("applied") is not None
-    assert rows[-1] == {"app_label": "orders", "name": "0099_later", "known": False}
+    assert rows[-1] == {"app_label": "orders", "name": "0099_later", "known": False, "run_id": None}
+    assert {row["run_id"] for row in rows[:-1] if row["applied"]} == {MigrationRun.objects.get().pk}
     assert [row["name"] for row in rows[:-1] if row["applied"] is None] == ["0005_address"]
     assert datetime.fromisoformat(rows[0]["applied"]).tzinfo is not None
 
@@ -511,8 +512,10 @@ def test_plan__of_an_empty_tenant(viewer: APIClient, tenant: Tenant) -> None:
         "backwards": False,
         "atomic": True,
         "reversible": True,
+        "fake": False,
         "operations": ["Create model User"],
         "risks": [],
+        "statements": None,
     }
     assert catalog.tables(catalog.tenant_dsn(tenant), tenant.schema_name) == set()
     assert not MigrationRun.objects.exists()

@@ -141,3 +141,11 @@ def test_check__tenant_migrations(settings: Any, value: object, message: str) ->
 def test_user_model__has_no_names_that_a_tenants_app_may_want() -> None:
     related = get_user_model()._meta.related_objects
     assert [each for each in related if each.related_model._meta.app_label in {"migrations_api", "tenants"}] == []
+
+
+def test_check__shadow_server_that_there_is_not(settings: Any) -> None:
+    settings.TENANT_MIGRATIONS = {"shadow_server": "elsewhere"}
+    message = "TENANT_MIGRATIONS: 'shadow_server' is 'elsewhere', and there is no such server."
+    assert problems() == [("tenants.E010", message, "Choose one of: default, shop.")]
+    settings.TENANT_MIGRATIONS = {"shadow_server": "shop"}
+    assert problems() == []

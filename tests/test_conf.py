@@ -54,7 +54,7 @@ def test_conf__times_are_numbers_of_seconds(settings: Any, key: str, value: obje
         load_conf()
 
 
-@pytest.mark.parametrize("key", ["connect_timeout", "lease", "heartbeat", "backoff"])
+@pytest.mark.parametrize("key", ["connect_timeout", "lease", "heartbeat", "backoff", "pretend_timeout"])
 def test_conf__some_times_cannot_be_0(settings: Any, key: str) -> None:
     settings.TENANT_MIGRATIONS = {key: 0}
     with pytest.raises(ValueError, match=f"'{key}' is 0"):
@@ -99,6 +99,7 @@ def test_conf__executor_that_there_is_not(settings: Any) -> None:
         ("executors", {"mine": None}),
         ("executor", []),
         ("connection_resolver", None),
+        ("shadow_server", None),
         ("connection_resolver", len),
     ],
 )

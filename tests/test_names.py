@@ -33,7 +33,10 @@ def test_tenant_id__that_is_no_dns_label(tenant_id: str) -> None:
 
 @pytest.mark.parametrize("tenant_id", ["plan", "migrate-all"])
 def test_tenant_id__that_is_a_path_of_the_api(tenant_id: str) -> None:
-    with pytest.raises(InvalidName, match=f"'{tenant_id}' is reserved; these tenant ids are: migrate-all, plan."):
+    with pytest.raises(
+        InvalidName,
+        match=f"'{tenant_id}' is reserved; these tenant ids are: migrate-all, plan, refresh-all, reset-all.",
+    ):
         names.validate_tenant_id(tenant_id)
 
 

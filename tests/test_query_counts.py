@@ -205,7 +205,8 @@ def test_questions__are_all_that_the_control_plane_answers(db: None, get: Get) -
         if getattr(getattr(pattern.callback, "cls", None), "get", None) or pattern.name in {"readyz", "healthz"}
     }
     # Those three ask the tenant itself, events are one look after the other, and liveness asks nobody.
-    asks_tenant = {"tenant-plan", "tenant-migrations", "run-repair"}
+    undoing = {"tenant-rollback", "tenant-reset", "tenant-refresh"}
+    asks_tenant = {"tenant-plan", "tenant-migrations", "run-repair", *undoing}
     assert readable - asked <= asks_tenant | {"run-events", "rollout-events", "healthz"}
 
 

@@ -3,7 +3,8 @@
 from collections.abc import Iterable, Iterator, Sequence
 
 from migrations_api.events import Event, RunEnded, RunPlanned, RunPruned, RunStarted, StepFinished, StepStarted
-from migrations_api.models import MigrationRun, RunStep
+from migrations_api.models import Action, MigrationRun, RunStep
+from migrations_api.plan import Refresh, Reset
 from migrations_api.states import DONE_STEP_STATES, StepState
 from tenants.models import Tenant
 
@@ -42,13 +43,20 @@ def describe_target(app_label: str, migration_name: str, app_labels: Sequence[st
     return f"Apply all migrations: {', '.join(app_labels) or '(none)'}"
 
 
+def describe_action(run: MigrationRun) -> str:
+    """The same line for what Django's `migrate` has no word for; empty for a run that migrates."""
+    if run.action == Action.ROLLBACK:
+        return f"Undo what run {run.undoes_id} applied" if run.undoes_id else "Undo what was applied last"
+    return {Action.RESET: str(Reset()), Action.REFRESH: str(Refresh())}.get(Action(run.action), "")
+
+
 def _events(run: MigrationRun, tenant_name: str) -> Iterator[Event]:
     steps = list(run.steps.all())
     pruned = _pruned(run)
     yield RunStarted(run_id=run.pk, tenant_id=run.tenant_id, tenant_name=tenant_name)
     if run.plan_digest:
         labels = [run.app_label] if run.app_label else list(dict.fromkeys(step.app_label for step in steps))
-        target = describe_target(run.app_label, run.migration_name, labels)
+        target = describe_action(run) or describe_target(run.app_label, run.migration_name, labels)
         yield RunPlanned(run_id=run.pk, tenant_id=run.tenant_id, target=target, steps=len(steps), unknown=())
     for step in steps:
         yield from _step_events(run, step)

@@ -8,7 +8,7 @@ from django.db import Error as DjangoDatabaseError
 from django.db import transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.postgresql.base import DatabaseWrapper
-from django.db.models.signals import post_migrate, pre_migrate
+from django.db.models.signals import pre_migrate
 
 from migrations_api.exceptions import NotCopyable, OutcomeUnknown
 from migrations_api.executor import signals
@@ -113,7 +113,7 @@ def copy_into(
     plan = rehearsal.plan
     with tenant_as_default(tenant, connection):
         _copy(tenant, connection, template, before_commit)
-        failure = _tell_receivers(tenant, rehearsal)
+        failure = _tell_receivers(connection, rehearsal)
         with translated():
             unvalidated = faults(OwnSession(connection), tenant.schema_name).unvalidated
     return Outcome(
@@ -150,18 +150,13 @@ def _make_exactly(tenant: Tenant, connection: DatabaseWrapper, template: Templat
         raise NotCopyable(f"The server refused the copy: {error.message}") from error
 
 
-def _tell_receivers(tenant: Tenant, rehearsal: Rehearsal) -> Failure | None:
+def _tell_receivers(connection: DatabaseWrapper, rehearsal: Rehearsal) -> Failure | None:
     """As for a tenant that was migrated from zero by the plan."""
     signals.register_receivers()
     state_apps = rehearsal.final_apps
     signals.clear_caches(state_apps)
     try:
-        signals.send(
-            post_migrate,
-            configs=tenant_apps(tenant.isolation),
-            state_apps=state_apps,
-            migrations=list(rehearsal.plan.migrations),
-        )
+        rehearsal.tell_receivers(connection)
     except (Exception, SystemExit) as error:  # noqa: BLE001 - receivers are any code
         return failure_of(error)
     finally:

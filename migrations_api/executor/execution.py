@@ -17,7 +17,7 @@ from migrations_api.executor.applied import TenantRecorder
 from migrations_api.executor.diagnosis import Journal, has_left_nothing
 from migrations_api.executor.lock import blocker, tenant_lock
 from migrations_api.executor.migrator import TenantMigrator
-from migrations_api.executor.model_types import RECEIVERS
+from migrations_api.executor.model_rows import forget_model_rows, model_marks
 from migrations_api.executor.outcome import End, Failure, Observer, Options, Outcome, StepResult, StopRequested
 from migrations_api.executor.rehearsal import Rehearsal, rehearsal_of
 from migrations_api.executor.syncdb import sync_apps
@@ -33,8 +33,10 @@ from migrations_api.plan import (
     Applied,
     MigrationSource,
     Plan,
+    Planner,
     Step,
     Target,
+    Undo,
     is_recorded,
     prunable,
     require_reversible,
@@ -89,9 +91,11 @@ def execute(
     ):
         with translated():
             applied = TenantRecorder(connection, tenant.schema_name).applied_keys()
-            before = faults(watch or OwnSession(connection), tenant.schema_name)
+            reader = watch or OwnSession(connection)
+            before = faults(reader, tenant.schema_name)
+            marks = model_marks(reader, tenant.schema_name)
         rehearsal = rehearsal_of(source, applied, target)
-        plan = rehearsal.plan
+        plan = replace(rehearsal.plan, marks=marks)
         if plan_digest and plan.digest != plan_digest:
             raise PlanChanged(tenant.tenant_id, plan.digest)
         if plan.backwards and not options.allow_backwards:
@@ -105,7 +109,7 @@ def execute(
             if options.prune:
                 return _prune(tenant, connection, plan, source)
             execution = _Execution(
-                tenant, connection, rehearsal, watch=watch, options=options, observer=observer, before=before
+                tenant, connection, plan, rehearsal, watch=watch, options=options, observer=observer, before=before
             )
             return execution.run()
 
@@ -141,6 +145,7 @@ class _Execution:
         self,
         tenant: Tenant,
         connection: DatabaseWrapper,
+        plan: Plan,
         rehearsal: Rehearsal,
         *,
         watch: Watch | None,
@@ -152,7 +157,7 @@ class _Execution:
         self.connection = connection
         self.watch = watch
         self.rehearsal = rehearsal
-        self.plan = rehearsal.plan
+        self.plan = plan
         self.source = rehearsal.source
         self.options = options
         self.configs = tenant_apps(tenant.isolation)
@@ -189,8 +194,14 @@ class _Execution:
         return self._verified()
 
     def _migrate(self) -> None:
+        self._carry_out(self.rehearsal)
+        if self.plan.then is not None:
+            self.migrator.loader = self.plan.then.loader
+            self._carry_out(Rehearsal(self.source, self.plan.then))
+
+    def _carry_out(self, rehearsal: Rehearsal) -> None:
         """The sequence of Django's `migrate`, signals included."""
-        rehearsal, migrations = self.rehearsal, list(self.plan.migrations)
+        migrations = list(rehearsal.plan.migrations)
         signals.send(pre_migrate, configs=self.configs, state_apps=rehearsal.before.apps, migrations=migrations)
         try:
             plain = self._is_plain and not rehearsal.is_altered()
@@ -200,7 +211,7 @@ class _Execution:
                 return
             if plain:
                 self.migrator.rehearse(rehearsal)
-            self._migrate_as_django()
+            self._migrate_as_django(rehearsal)
         finally:
             rehearsal.restore()
 
@@ -210,47 +221,31 @@ class _Execution:
         options = self.options
         return not (self.plan.backwards or options.fake or options.fake_initial or options.run_syncdb)
 
-    def _migrate_as_django(self) -> None:
-        migrations = list(self.plan.migrations)
+    def _migrate_as_django(self, rehearsal: Rehearsal) -> None:
+        plan, migrations = rehearsal.plan, list(rehearsal.plan.migrations)
         if self.options.run_syncdb:
-            unmigrated = [config for config in self.configs if config.label in self.plan.unmigrated_apps]
+            unmigrated = [config for config in self.configs if config.label in plan.unmigrated_apps]
             self.synced = sync_apps(self.connection, [c for c in unmigrated if self._is_target(c.label)])
         state = self.migrator.migrate(
-            list(self.plan.nodes),
+            list(plan.nodes),
             plan=migrations,
-            state=self.rehearsal.before.clone(),
+            state=rehearsal.before.clone(),
             fake=self.options.fake,
             fake_initial=self.options.fake_initial,
         )
+        if plan.left is not None:
+            # Django takes a plan that undoes to go down one line of the graph, and the state after it from its end.
+            state = Planner(self.source.loader(plan.left)).project_state()
+            if isinstance(plan.target, Undo) and plan.target.marks is not None:
+                forget_model_rows(rehearsal.before, state, plan.target.marks)
         if not self.options.fake:
-            self.tables = frozenset(tables_of(self.plan, state, self.connection))
+            self.tables = frozenset(tables_of(plan, state, self.connection))
         signals.send(post_migrate, configs=self.configs, state_apps=signals.final_apps(state), migrations=migrations)
 
     def _end_alike(self) -> None:
         rehearsal = self.rehearsal
         self.tables = rehearsal.tables(self.connection)
-        signals.send(
-            post_migrate,
-            configs=self.configs,
-            state_apps=rehearsal.final_apps,
-            migrations=self.plan.migrations,
-            without=RECEIVERS if self._has_types() else (),
-        )
-
-    def _has_types(self) -> bool:
-        """Whether the tenant has its content types and permissions, and Django's receivers need not look.
-
-        They are made here only where nobody else is told in between, who might see the one and not yet the other.
-        """
-        types = self.rehearsal.types
-        if types is None:
-            return False
-        if types.are_in(self.connection):
-            return True
-        if not signals.receivers(post_migrate, self.configs) <= RECEIVERS:
-            return False
-        types.make(self.connection)
-        return True
+        rehearsal.tell_receivers(self.connection)
 
     def _is_target(self, app_label: str) -> bool:
         return self.plan.target.app_label in {None, app_label}
@@ -270,7 +265,8 @@ class _Execution:
             return self._outcome(
                 End.PARTIAL, Failure(code="missing_table", error_class="", message=message), after=after
             )
-        missing = [str(step) for step in self.plan.steps if ((step.app_label, step.name) in after) == step.backwards]
+        last = {(step.app_label, step.name): step for step in self.plan.steps}
+        missing = [str(step) for key, step in last.items() if (key in after) == step.backwards]
         if missing:
             failure = Failure(code="not_recorded", error_class="", message=f"Not recorded: {', '.join(missing)}.")
             return self._outcome(End.PARTIAL, failure, after=after)

@@ -64,7 +64,7 @@ class TenantMigrator(Planner):
         self._schema = schema
         self._role = role
         self._observer = observer
-        self._steps = {(step.app_label, step.name): step for step in plan.steps}
+        self._steps = {(step.app_label, step.name, step.backwards): step for step in plan.steps}
 
     def follow(self, rehearsal: Rehearsal) -> None:
         """Apply the plan's migrations, all forwards, on states of the models that tenants share."""
@@ -74,7 +74,7 @@ class TenantMigrator(Planner):
             if not migration.atomic:
                 self.apply_migration(isolated(rehearsal.states(migration)[0]), migration)
                 continue
-            with self._step(migration) as finish:
+            with self._step(migration, backwards=False) as finish:
                 try:
                     self._follow(migration, rehearsal)
                 except Departure:
@@ -107,7 +107,7 @@ class TenantMigrator(Planner):
     def apply_migration(
         self, state: ProjectState, migration: Migration, fake: bool = False, fake_initial: bool = False
     ) -> ProjectState:
-        with self._step(migration) as finish:
+        with self._step(migration, backwards=False) as finish:
             if not fake and fake_initial:
                 fake, state = self.detect_soft_applied(state, migration)
             if fake:
@@ -140,7 +140,8 @@ class TenantMigrator(Planner):
             return super().detect_soft_applied(project_state, migration)
 
     def unapply_migration(self, state: ProjectState, migration: Migration, fake: bool = False) -> ProjectState:
-        with self._step(migration) as finish:
+        with self._step(migration, backwards=True) as finish:
+            fake = fake or (self.step is not None and self.step.fake)
             if fake:
                 self._forget(migration)
             else:
@@ -202,8 +203,8 @@ class TenantMigrator(Planner):
             )
 
     @contextmanager
-    def _step(self, migration: Migration) -> Iterator[_Finish]:
-        step = self._steps[migration.app_label, migration.name]
+    def _step(self, migration: Migration, *, backwards: bool) -> Iterator[_Finish]:
+        step = self._steps[migration.app_label, migration.name, backwards]
         if self._observer.should_stop():
             raise StopRequested
         self._observer.step_started(step)

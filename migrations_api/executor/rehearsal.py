@@ -14,18 +14,20 @@ from copy import copy
 from functools import cached_property
 from typing import Any, Final
 
-from django.apps import apps
+from django.apps import AppConfig, apps
 from django.contrib.postgres import operations as postgres
 from django.db import Error as DatabaseError
+from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.migrations import operations
 from django.db.migrations.migration import Migration
 from django.db.migrations.operations.base import Operation
 from django.db.migrations.state import ProjectState, StateApps
+from django.db.models.signals import post_migrate
 
 from migrations_api.executor import signals
-from migrations_api.executor.model_types import ModelTypes, model_types
+from migrations_api.executor.model_types import RECEIVERS, ModelTypes, model_types
 from migrations_api.executor.verification import tables_of
-from migrations_api.plan import Applied, Key, MigrationSource, Plan, Planner, Target, make_plan
+from migrations_api.plan import Applied, Key, MigrationSource, Plan, Planner, Target, plan_to
 
 # Those read the models' states and change nothing of them. Others may be any code: they get states of their own.
 SHARING: Final = frozenset(
@@ -214,9 +216,36 @@ class Rehearsal:
         return signals.final_apps(isolated(self._after))
 
     @cached_property
-    def types(self) -> ModelTypes | None:
-        configs = [config for config in apps.get_app_configs() if config.label in self.source.labels]
-        return model_types(self.final_apps, configs)
+    def _configs(self) -> list[AppConfig]:
+        return [config for config in apps.get_app_configs() if config.label in self.source.labels]
+
+    @cached_property
+    def _types(self) -> ModelTypes | None:
+        return model_types(self.final_apps, self._configs)
+
+    def tell_receivers(self, connection: BaseDatabaseWrapper) -> None:
+        """Send post_migrate; Django's own receivers are spared where it is known what they would do."""
+        signals.send(
+            post_migrate,
+            configs=self._configs,
+            state_apps=self.final_apps,
+            migrations=self.plan.migrations,
+            without=RECEIVERS if self._have_types(connection) else (),
+        )
+
+    def _have_types(self, connection: BaseDatabaseWrapper) -> bool:
+        """Whether content types and permissions are there, or have been made.
+
+        They are made here only where nobody else is told in between, who might see the one and not yet the other.
+        """
+        if self._types is None:
+            return False
+        if self._types.are_in(connection):
+            return True
+        if not signals.receivers(post_migrate, self._configs) <= RECEIVERS:
+            return False
+        self._types.make(connection)
+        return True
 
     def tables(self, connection: Any) -> frozenset[str]:
         return frozenset(tables_of(self.plan, self._after, connection))
@@ -238,11 +267,11 @@ _rehearsals: OrderedDict[tuple[int, Applied, Target], Rehearsal] = OrderedDict()
 
 
 def rehearsal_of(source: MigrationSource, applied: Applied, target: Target) -> Rehearsal:
-    """The plan from there, and what is known of it; raises what make_plan() does."""
+    """The plan from there, and what is known of it; raises what plan_to() does."""
     own = frozenset(key for key in applied if key[0] in source.labels)
     key = (id(source), own, target)
     if key not in _rehearsals:
-        _rehearsals[key] = Rehearsal(source, make_plan(source, own, target))
+        _rehearsals[key] = Rehearsal(source, plan_to(source, own, target))
     _rehearsals.move_to_end(key)
     while len(_rehearsals) > KEPT:
         _rehearsals.popitem(last=False)

@@ -136,11 +136,32 @@ def plan_digest(value: str) -> str:
     return digest
 
 
+def add_confirm_arguments(parser: CommandParser, *, word: str) -> None:
+    parser.add_argument("--confirm", metavar=word, help="The answer to what is asked otherwise.")
+    parser.add_argument("--no-input", "--noinput", action="store_false", dest="interactive", help="Ask nothing.")
+
+
+def require_confirmed(command: BaseCommand, what: str, word: str, *, confirm: str | None, interactive: bool) -> None:
+    """Raise CommandError unless somebody repeats `word`, beforehand or now, or said that nothing is to be asked."""
+    if confirm is None and not interactive:
+        return
+    if confirm is None:
+        command.stderr.write(what)
+        try:
+            confirm = input(f"Type {word} to go on: ").strip()
+        except EOFError as error:
+            hint = f"Nobody is there to be asked; use --confirm={word}, or --no-input."
+            raise CommandError(hint, returncode=EXIT_USAGE) from error
+    if confirm != word:
+        raise CommandError(f"{what} Not confirmed; nothing was done: --confirm={word}", returncode=EXIT_USAGE)
+
+
 def add_migrate_arguments(parser: CommandParser) -> None:
     """The options that Django's `migrate` has, with the same meaning."""
     parser.add_argument("app_label", nargs="?", help="App to migrate; all of the tenant's apps without it.")
     parser.add_argument("migration_name", nargs="?", help="Migration to go to; 'zero' undoes all of the app's.")
     parser.add_argument("--plan", action="store_true", help="Show what would be done and change nothing.")
+    parser.add_argument("--pretend", action="store_true", help="Show the SQL that would be run; change nothing.")
     parser.add_argument("--check", action="store_true", help="Exit with 1 if anything is to be done; change nothing.")
     parser.add_argument("--fake", action="store_true", help="Record the migrations without running them.")
     parser.add_argument(

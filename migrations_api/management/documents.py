@@ -6,6 +6,7 @@ a command is there.
 
 from typing import Any
 
+from migrations_api.executor.transcript import Transcript
 from migrations_api.models import MigrationRun
 from migrations_api.orchestrator.requests import Preview
 from migrations_api.plan import Plan
@@ -18,8 +19,8 @@ def of_run(run: MigrationRun) -> dict[str, Any]:
     return MigrationRunSerializer(run).data
 
 
-def of_plan(plan: Plan) -> dict[str, Any]:
-    return PlanSerializer(plan).data
+def of_plan(plan: Plan, transcript: Transcript | None = None) -> dict[str, Any]:
+    return PlanSerializer(plan, context={"transcript": transcript}).data
 
 
 def of_preview(preview: Preview) -> dict[str, Any]:

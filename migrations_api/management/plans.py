@@ -1,4 +1,5 @@
 from migrations_api.exceptions import InvalidOptions
+from migrations_api.executor.transcript import Transcript
 from migrations_api.management.base import ServiceCommand
 from migrations_api.orchestrator.requests import Preview, Request, check_options
 from migrations_api.orchestrator.selection import SHARED_WAVE
@@ -10,6 +11,14 @@ def check_question(request: Request) -> None:
     check_options(request)
     if request.options.prune:
         raise InvalidOptions("A plan has no pruning in it; leave out --plan and --check, or --prune.")
+
+
+def check_pretence(request: Request) -> None:
+    """Raise InvalidOptions for what has no SQL of its own to show."""
+    check_question(request)
+    given = [name for name in ("fake", "fake_initial", "run_syncdb") if getattr(request.options, name)]
+    if given:
+        raise InvalidOptions(f"--pretend shows the SQL of migrations; leave out --{given[0].replace('_', '-')}.")
 
 
 def write_plan(command: ServiceCommand, tenant_id: str, plan: Plan, *, output: str) -> None:
@@ -25,6 +34,32 @@ def write_plan(command: ServiceCommand, tenant_id: str, plan: Plan, *, output: s
         command.stdout.write("  No planned migration operations.")
     for step in plan.steps:
         command.stdout.write(f"  {'Undo ' if step.backwards else ''}{step.file}")
+
+
+def write_sql(command: ServiceCommand, tenant_id: str, plan: Plan, transcript: Transcript, *, output: str) -> None:
+    """The statements as a script; what is no SQL, or is told beside it, stands in comments."""
+    if output == "json":
+        from migrations_api.management import documents  # noqa: PLC0415 - REST framework is not for the others
+
+        command.write_json({"tenant_id": tenant_id, **documents.of_plan(plan, transcript)})
+        return
+    command.stdout.write(f"-- What would be run for tenant '{tenant_id}':")
+    for line in transcript.differences:
+        command.stdout.write(f"-- Its structure is not what its migrations make: {line}")
+    if not plan.steps:
+        command.stdout.write("-- Nothing.")
+    for step in plan.steps:
+        lines = [
+            f"-- Python code, whose SQL depends on the rows: {each.text}" if each.opaque else _ended(each.text)
+            for each in transcript.of(step)
+        ]
+        around = ("BEGIN;", "COMMIT;") if step.atomic and lines else ("", "")
+        heading = f"\n-- {'Undo ' if step.backwards else ''}{step}{' (only in the record)' if step.fake else ''}"
+        command.stdout.write("\n".join([heading, *filter(None, [around[0], *lines, around[1]])]))
+
+
+def _ended(statement: str) -> str:
+    return statement if statement.rstrip().endswith(";") else f"{statement};"
 
 
 def write_preview(command: ServiceCommand, preview: Preview, *, output: str) -> None:

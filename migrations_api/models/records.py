@@ -11,10 +11,11 @@ from typing import Any, Final
 
 from django.db import connection
 from django.db.models import Model
+from psycopg2.extras import Json
 
 from migrations_api.models.fleet import TenantObservation
 from migrations_api.models.runs import AppliedSet, MigrationRun, Rollout, RunStep
-from migrations_api.plan import Applied, fingerprint
+from migrations_api.plan import Applied, Plan, fingerprint
 from migrations_api.states import IN_FLIGHT_RUN_STATES, RUN_TRANSITIONS, STARTING_ROLLOUT_STATES, RunState, StepState
 from tenants.models import Tenant
 
@@ -47,7 +48,8 @@ _SET: Final = f"""
 TENANT_SQL: Final = f"SELECT * FROM {_table(Tenant)} WHERE tenant_id = %s"  # noqa: S608
 BEGIN_SQL: Final = f"""
     WITH applied AS ({_SET}), mine AS (
-        UPDATE {_RUN} SET waiting_cause = '', plan_digest = %(digest)s, applied_before_id = %(set)s
+        UPDATE {_RUN} SET waiting_cause = '', plan_digest = %(digest)s, applied_before_id = %(set)s,
+               model_marks = %(marks)s
          WHERE id = %(run)s AND attempt = %(attempt)s AND state = ANY(%(in_flight)s) RETURNING id
     ), planned AS (
         INSERT INTO {_STEP} (run_id, position, app_label, name, backwards, atomic, state, statements)
@@ -123,14 +125,15 @@ def claim(run_id: int, *, lease: float) -> MigrationRun | None:
     return None
 
 
-def begin(run: MigrationRun, *, digest: str, before: Applied, steps: Collection[RunStep]) -> bool:
+def begin(run: MigrationRun, plan: Plan, *, steps: Collection[RunStep]) -> bool:
     """Record the plan that is about to be carried out, and from where."""
     return bool(
         _value(
             BEGIN_SQL,
             run,
-            digest=digest,
-            **_set(before),
+            digest=plan.digest,
+            **_set(plan.applied),
+            marks=Json(list(plan.marks or ())),
             in_flight=list(IN_FLIGHT_RUN_STATES),
             pending=StepState.PENDING,
             positions=[step.position for step in steps],

@@ -21,6 +21,19 @@ class RequestedVia(models.TextChoices):
     API = "api"
 
 
+class Action(models.TextChoices):
+    """What a run does to its tenant, and a rollout to each of its tenants.
+
+    `rollback` undoes what another run applied; `reset` takes every app to zero, and `refresh` forwards from there.
+    """
+
+    MIGRATE = "migrate"
+    ROLLBACK = "rollback"
+    RESET = "reset"
+    REFRESH = "refresh"
+    REPAIR = "repair"
+
+
 class RepairWay(models.TextChoices):
     """How a tenant that stands between two migrations is brought to one of them."""
 
@@ -63,6 +76,9 @@ class Rollout(models.Model):
     """One migrate-all: what was asked for, and how far its waves are. What came of it is in its runs."""
 
     state = models.CharField(max_length=9, choices=RolloutState, default=RolloutState.PENDING)
+    action = models.CharField(max_length=8, choices=Action, default=Action.MIGRATE)
+    # The one whose runs are rolled back.
+    undoes = models.ForeignKey("self", on_delete=models.SET_NULL, null=True, related_name="rollbacks")
     app_label = models.CharField(max_length=255, blank=True)
     migration_name = models.CharField(max_length=255, blank=True)
     options = models.JSONField(default=dict, blank=True)
@@ -129,6 +145,7 @@ class MigrationRun(models.Model):
     rollout = models.ForeignKey(Rollout, on_delete=models.PROTECT, null=True, db_index=False, related_name="runs")
     wave = models.PositiveIntegerField(default=0)
     state = models.CharField(max_length=9, choices=RunState, default=RunState.PENDING)
+    action = models.CharField(max_length=8, choices=Action, default=Action.MIGRATE)
     waiting_cause = models.CharField(max_length=500, blank=True)
     app_label = models.CharField(max_length=255, blank=True)
     migration_name = models.CharField(max_length=255, blank=True)
@@ -144,6 +161,12 @@ class MigrationRun(models.Model):
     # and at this, about once a second, to cancel the statement that it is executing.
     interrupt_requested = models.BooleanField(default=False)
     retry_of = models.ForeignKey("self", on_delete=models.SET_NULL, null=True, related_name="retries")
+    # The run that a rollback takes back; none where it goes by steps, which may be those of several runs.
+    undoes = models.ForeignKey("self", on_delete=models.SET_NULL, null=True, related_name="rollbacks")
+    # Newest ids of the tenant's permissions and content types before the run; empty where nobody looked.
+    model_marks = models.JSONField(default=list, blank=True)
+    # What a rollback was asked to undo, as batches.Batch has it.
+    undo = models.JSONField(default=dict, blank=True)
     # A run that repairs what a partial one has left carries out no plan of its own.
     repair_of = models.ForeignKey("self", on_delete=models.SET_NULL, null=True, related_name="repairs")
     repair_way = models.CharField(max_length=6, choices=RepairWay, blank=True)

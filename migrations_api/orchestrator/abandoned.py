@@ -216,8 +216,14 @@ def _read_under_lock(run: MigrationRun, source: MigrationSource) -> tuple[Applie
 
 
 def _settle_steps(run: MigrationRun, applied: Applied, source: MigrationSource) -> None:
-    """Record what became of the steps: of those that are atomic, the worker may have been ahead of its records."""
+    """Record what became of the steps: of those that are atomic, the worker may have been ahead of its records.
+
+    Not of a run that goes backwards and then forwards, whose steps are recorded one by one.
+    """
     open_steps = run.steps.filter(state__in=[StepState.PENDING, StepState.RUNNING])
+    directions = set(run.steps.values_list("backwards", flat=True))
+    if len(directions) > 1:
+        open_steps = open_steps.filter(state=StepState.RUNNING)
     done = [step.pk for step in open_steps if _is_done(step, applied, source)]
     open_steps.filter(pk__in=done).update(state=StepState.DONE)
     open_steps.filter(state=StepState.RUNNING).update(state=StepState.FAILED)

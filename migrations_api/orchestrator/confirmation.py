@@ -12,7 +12,7 @@ from migrations_api.dispatch.base import Emit
 from migrations_api.events import RunEnded, RunStarted
 from migrations_api.exceptions import PlanError
 from migrations_api.executor import Options
-from migrations_api.models import AppliedSet, MigrationRun, Rollout, TenantObservation
+from migrations_api.models import Action, AppliedSet, MigrationRun, Rollout, TenantObservation
 from migrations_api.orchestrator.fleet import observe, plan_once
 from migrations_api.orchestrator.requests import target_of
 from migrations_api.plan import Applied, Plan, fingerprint
@@ -21,7 +21,6 @@ from tenants.models import Isolation
 
 # How many tenants are read, and settled, at a time.
 BATCH: Final = 1000
-PLAIN: Final = Options()
 
 Plans = dict[tuple[str, str], Plan | PlanError]
 
@@ -34,7 +33,7 @@ def confirm_up_to_date(rollout: Rollout, *, emit: Emit) -> int:
     workers, which connect to them side by side.
     """
     asked = Options(**rollout.options)
-    if asked != Options(allow_backwards=asked.allow_backwards):
+    if rollout.action != Action.MIGRATE or asked != Options(allow_backwards=asked.allow_backwards):
         return 0
     plans: Plans = {}
     confirmed = 0

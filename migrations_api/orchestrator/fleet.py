@@ -25,7 +25,7 @@ from migrations_api.plan import (
     fingerprint,
     full_order,
     known_keys,
-    make_plan,
+    plan_to,
 )
 from migrations_api.states import RunState
 from tenants.backends import backend_for
@@ -237,7 +237,7 @@ def kind_of(isolation: str) -> str:
 
 def try_plan(kind: str, applied: Applied, target: Target) -> Plan | PlanError:
     try:
-        return make_plan(source_for(kind), applied, target)
+        return plan_to(source_for(kind), applied, target)
     except PlanError as error:
         return error
 
@@ -263,7 +263,7 @@ def plan_for(tenant: Tenant, target: Target) -> Plan:
     observation = observe([tenant])[tenant.tenant_id]
     if observation.applied is None:
         raise observation.error or ServiceError()
-    return make_plan(source_for(tenant.isolation), frozenset(observation.applied), target)
+    return plan_to(source_for(tenant.isolation), frozenset(observation.applied), target)
 
 
 def plans_for(tenants: Sequence[Tenant], target: Target) -> Iterator[tuple[Tenant, Plan | ServiceError]]:
@@ -280,12 +280,16 @@ def plans_for(tenants: Sequence[Tenant], target: Target) -> Iterator[tuple[Tenan
 
 @dataclass(frozen=True, kw_only=True)
 class MigrationRecord:
-    """One migration of a tenant's apps; `known` is False for one that is applied and not in this code."""
+    """One migration of a tenant's apps; `known` is False for one that is applied and not in this code.
+
+    `run_id` is the run that applied it, as far as this service did.
+    """
 
     app_label: str
     name: str
     applied: datetime | None
     known: bool
+    run_id: int | None = None
 
     def as_dict(self) -> dict[str, object]:
         return asdict(self)

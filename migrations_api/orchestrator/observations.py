@@ -313,6 +313,39 @@ def fleet_plans(target: Target, *, among: Collection[str] | None = None) -> Flee
     return FleetPlan(groups=sorted(groups, key=lambda group: -group.tenant_count), problems=problems)
 
 
+def fleet_plans_of(goals: Iterable[tuple[Tenant, Target]]) -> FleetPlan:
+    """The plan of each tenant to a goal of its own, from the stored picture; one for all that share place and goal."""
+    wanted = list(goals)
+    seen = TenantObservation.objects.select_related("applied").in_bulk([tenant.pk for tenant, _ in wanted])
+    groups: dict[tuple[Spot, Target], list[str]] = {}
+    sets: dict[str, Applied] = {}
+    problems: list[FleetPlanProblem] = []
+    for tenant, goal in wanted:
+        row = seen.get(tenant.pk)
+        if row is None or row.applied is None:
+            code = row.error_code if row else _unseen_status("", was_provisioned=tenant.provisioned_at is not None)
+            detail = row.detail if row else NOT_YET
+            problems.append(FleetPlanProblem(tenant_id=tenant.pk, code=code, detail=detail))
+            continue
+        name = row.applied.fingerprint
+        sets.setdefault(name, row.applied.keys)
+        groups.setdefault(((kind_of(tenant.isolation), name), goal), []).append(tenant.pk)
+    return _planned({key: (sets[key[0][1]], ids) for key, ids in groups.items()}, problems)
+
+
+def _planned(
+    groups: Mapping[tuple[Spot, Target], tuple[Applied, list[str]]], problems: list[FleetPlanProblem]
+) -> FleetPlan:
+    found = []
+    for ((kind, _), goal), (applied, tenant_ids) in groups.items():
+        plan = try_plan(kind, applied, goal)
+        if isinstance(plan, PlanError):
+            problems += _plan_problems(plan, tenant_ids)
+        else:
+            found.append(FleetPlanGroup(plan=plan, tenant_ids=tenant_ids))
+    return FleetPlan(groups=sorted(found, key=lambda group: -group.tenant_count), problems=problems)
+
+
 def _plan_problems(error: PlanError, tenant_ids: Iterable[str]) -> Iterator[FleetPlanProblem]:
     for tenant_id in tenant_ids:
         yield FleetPlanProblem(tenant_id=tenant_id, code=error.code, detail=error.message)

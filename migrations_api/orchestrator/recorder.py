@@ -15,7 +15,7 @@ from django.utils.timezone import now
 from psycopg2.extras import Json
 
 from migrations_api.dispatch.base import Emit, ShouldStop
-from migrations_api.dispatch.history import describe_target, run_ended
+from migrations_api.dispatch.history import describe_action, describe_target, run_ended
 from migrations_api.events import Event, RunPlanned, RunPruned, StepFinished, StepStarted
 from migrations_api.exceptions import InvalidTransition, PlanChanged
 from migrations_api.executor import End, Failure, Outcome, StepResult
@@ -59,6 +59,7 @@ class Recorder:
         self._positions: dict[Step, int] = {}
         self._progress = _Progress(run)
         self._done_before = 0
+        self._goes_both_ways = False
 
     @cached_property
     def _mine(self) -> MigrationRunQuerySet:
@@ -84,7 +85,8 @@ class Recorder:
             self._begin(plan, pruning=bool(self.run.options.get("prune")))
         # Just now this attempt was the newest.
         self._progress.wrote()
-        self.tell(RunPlanned, target=_target(plan), steps=len(plan.steps), unknown=plan.unknown)
+        target = describe_action(self.run) or _target(plan)
+        self.tell(RunPlanned, target=target, steps=len(plan.steps), unknown=plan.unknown)
 
     def _begin(self, plan: Plan, *, pruning: bool) -> None:
         last = 0
@@ -97,9 +99,11 @@ class Recorder:
         rows = [_row(self.run, step, place) for step, place in positions.items()]
         if self.run.applied_before_id is not None:
             RunStep.objects.bulk_create(rows)
-        elif not records.begin(self.run, digest=plan.digest, before=plan.applied, steps=rows):
+        elif not records.begin(self.run, plan, steps=rows):
             raise AttemptLost
         self._positions = positions
+        # Then what is applied does not tell how far the run has come.
+        self._goes_both_ways = len({(step.app_label, step.name) for step in positions}) < len(positions)
 
     def _drop_undone(self) -> int:
         """What an earlier attempt of the run has done stays done; returns the position of the last such step."""
@@ -130,16 +134,15 @@ class Recorder:
     def step_started(self, step: Step) -> None:
         self._progress.started(self._positions[step])
         with control_plane():
+            if not step.atomic or self._goes_both_ways or self._progress.is_due():
+                self._progress.write()
             if not step.atomic:
-                self._progress.write()
                 self._journal(step, operation=0, statements=0)
-            elif self._progress.is_due():
-                self._progress.write()
         self.tell(StepStarted, file=step.file, backwards=step.backwards)
 
     def step_finished(self, result: StepResult) -> None:
         self._progress.ended(self._positions[result.step], _state_of(result), seconds=result.seconds)
-        if not result.step.atomic or self._progress.is_due():
+        if not result.step.atomic or self._goes_both_ways or self._progress.is_due():
             with control_plane():
                 self._progress.write()
         self.tell(
@@ -166,8 +169,11 @@ class Recorder:
 
     def ended(self, outcome: Outcome) -> None:
         self.keep(outcome.results)
-        if outcome.end is End.CANCELED and self.requeue(applied_after_id=AppliedSet.store(outcome.after)):
-            return
+        if outcome.end is End.CANCELED:
+            with suppress(AttemptLost):  # then there is nothing to requeue or to end either
+                self._progress.write()
+            if self.requeue(applied_after_id=AppliedSet.store(outcome.after)):
+                return
         if outcome.end is End.FAILED and outcome.failure and outcome.failure.step:
             self._progress.stopped()
         if self.run.options.get("prune"):

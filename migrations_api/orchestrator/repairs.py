@@ -13,7 +13,7 @@ from migrations_api.executor.diagnosis import Diagnosis, Journal, diagnosis, exa
 from migrations_api.executor.lock import tenant_lock
 from migrations_api.executor.repair import place_of, repair, require_possible, tell_receivers
 from migrations_api.executor.verification import faults
-from migrations_api.models import MigrationRun, RepairWay, RequestedVia
+from migrations_api.models import Action, MigrationRun, RepairWay, RequestedVia
 from migrations_api.orchestrator.abandoned import settle_abandoned
 from migrations_api.orchestrator.recorder import AttemptLost, Recorder, journal_of, session_name
 from migrations_api.orchestrator.requests import get_tenant, keep, lease_of
@@ -57,6 +57,7 @@ def request_repair(run: MigrationRun, way: str, *, reason: str, by: str, via: st
             raise RunActive(tenant.tenant_id, active.pk)
         return MigrationRun.objects.create(
             tenant=tenant,
+            action=Action.REPAIR,
             repair_of=run,
             repair_way=way,
             repair_reason=reason,

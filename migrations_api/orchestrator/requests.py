@@ -1,6 +1,6 @@
 """What a caller asks for becomes rows; nothing is carried out here."""
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any, Final
@@ -8,16 +8,25 @@ from typing import Any, Final
 from django.db import transaction
 from django.utils import timezone
 
-from migrations_api.exceptions import InvalidOptions, PlanChanged, RunActive, TenantHeld, TenantPartial, TooManyRuns
+from migrations_api.exceptions import (
+    ConfirmationRequired,
+    InvalidOptions,
+    PlanChanged,
+    RunActive,
+    TenantHeld,
+    TenantPartial,
+    TooManyRuns,
+)
 from migrations_api.executor import Options
-from migrations_api.models import MigrationRun, RequestedVia, Rollout
+from migrations_api.models import Action, MigrationRun, RequestedVia, Rollout
 from migrations_api.orchestrator import observations
 from migrations_api.orchestrator.abandoned import settle_abandoned
+from migrations_api.orchestrator.batches import Batch
 from migrations_api.orchestrator.fleet import how_to_repair, partial_runs, plan_for
 from migrations_api.orchestrator.selection import Arrangement, Selector, arrange, concerned_tenants
 from migrations_api.orchestrator.sources import require_target
 from migrations_api.orchestrator.strategy import Strategy
-from migrations_api.plan import Target
+from migrations_api.plan import Refresh, Reset, Target
 from migrations_api.states import RunState
 from tenants.conf import load_conf
 from tenants.exceptions import TenantNotFound
@@ -34,8 +43,14 @@ class Request:
 
     target: Target = field(default_factory=Target)
     options: Options = field(default_factory=Options)
+    action: str = Action.MIGRATE
     by: str = ""
     via: str = RequestedVia.COMMAND
+
+    @property
+    def goal(self) -> Target:
+        """What each tenant is planned towards; of a rollback, what that is depends on the tenant."""
+        return {Action.RESET: Reset(), Action.REFRESH: Refresh()}.get(Action(self.action), self.target)
 
 
 def target_of(asked: MigrationRun | Rollout) -> Target:
@@ -43,10 +58,12 @@ def target_of(asked: MigrationRun | Rollout) -> Target:
 
 
 def same_again(asked: MigrationRun | Rollout, *, by: str, via: str, allow_backwards: bool) -> Request:
-    """The same target and options as that one's; `allow_backwards` can only take a right away."""
+    """The same action, target and options as that one's; `allow_backwards` can only take a right away."""
     options = Options(**asked.options)
     options = replace(options, allow_backwards=options.allow_backwards and allow_backwards)
-    return Request(target=target_of(asked), options=options, by=by, via=via)
+    # What could not be repaired is repaired by another repair; this one only goes forwards.
+    action = Action.MIGRATE if asked.action == Action.REPAIR else asked.action
+    return Request(action=action, target=target_of(asked), options=options, by=by, via=via)
 
 
 def get_tenant(tenant_id: str) -> Tenant:
@@ -103,10 +120,17 @@ def require_plan(tenant: Tenant, target: Target, digest: str) -> None:
 
 
 def request_run(
-    tenant: Tenant, request: Request, *, expected_digest: str = "", retry_of: MigrationRun | None = None
+    tenant: Tenant,
+    request: Request,
+    *,
+    expected_digest: str = "",
+    retry_of: MigrationRun | None = None,
+    undo: Callable[[], Batch] | None = None,
 ) -> MigrationRun:
     """A pending run; raises RunActive when the tenant has one that is not finished, TenantHeld, InvalidOptions or
     TooManyRuns.
+
+    `undo` is asked, while nothing can happen to the tenant, what a rollback is to undo; what it raises is raised.
     """
     check_options(request)
     require_target(tenant.isolation, request.target)
@@ -121,7 +145,7 @@ def request_run(
         # Under the tenant's lock only a run's end can come in between; the constraint holds whoever forgets the lock.
         if active := MigrationRun.objects.active().filter(tenant=tenant).first():
             raise RunActive(tenant.tenant_id, active.pk)
-        run = _run(tenant, request)
+        run = _run(tenant, request, batch=undo() if undo else None)
         run.expected_digest = expected_digest
         run.retry_of = retry_of
         run.lease_expires_at = lease_of(request.via)
@@ -154,18 +178,28 @@ def request_rollout(
     strategy: Strategy = DEFAULT_STRATEGY,
     selector: Selector = EVERYBODY,
     retry_of: Rollout | None = None,
+    undoes: Rollout | None = None,
+    undo: Callable[[Sequence[Tenant]], Mapping[str, Batch]] | None = None,
+    confirmed: int | None = None,
 ) -> Rollout:
     """A rollout with a run for each tenant, pending, or skipped with the reason why it cannot be started.
 
     `tenants` are what select() gives for `selector`, which is kept for the record. A target has to exist for at least
-    one kind of tenant and reaches only the kinds for which it does. Raises InvalidOptions, PlanError or TooManyRuns,
-    and RunActive when every tenant has an unfinished run: the same was asked for already.
+    one kind of tenant and reaches only the kinds for which it does. `undo` is asked what rollbacks are to undo, by
+    tenant; those of which it says nothing are left out. `confirmed` is for how many tenants somebody has agreed to it.
+    Raises InvalidOptions, PlanError, TooManyRuns or ConfirmationRequired, and RunActive when every tenant has an
+    unfinished run: the same was asked for already.
     """
     check_options(request)
     chosen = concerned_tenants(tenants, request.target)
     _prepare(request)
     with transaction.atomic():
-        arranged = arrange(keep(chosen), strategy)
+        kept = keep(chosen)
+        batches = undo(kept) if undo else {}
+        arranged = arrange(
+            [tenant for tenant in kept if not undo or tenant.pk in batches], strategy, shared_last=goes_back(request)
+        )
+        _require_confirmed(arranged, confirmed)
         _require_somebody_free(arranged)
         rollout = Rollout.objects.create(
             selector=selector.as_dict(),
@@ -173,12 +207,13 @@ def request_rollout(
             total=arranged.total,
             last_wave=arranged.last_wave,
             retry_of=retry_of,
+            undoes=undoes,
             foreground=request.via == RequestedVia.COMMAND,
             requested_by=request.by,
             lease_expires_at=lease_of(request.via),
             **_asked(request),
         )
-        MigrationRun.objects.bulk_create(_runs(rollout, arranged, request), batch_size=1000)
+        MigrationRun.objects.bulk_create(_runs(rollout, arranged, request, batches), batch_size=1000)
     return rollout
 
 
@@ -202,16 +237,28 @@ def preview_rollout(
 ) -> Preview:
     """What request_rollout() would make of it now; raises what that does but for TooManyRuns and RunActive."""
     check_options(request)
-    arranged = arrange(concerned_tenants(tenants, request.target), strategy)
+    arranged = arrange(concerned_tenants(tenants, request.target), strategy, shared_last=goes_back(request))
     started = [tenant.tenant_id for wave in arranged.waves.values() for tenant in wave]
+    plan = observations.fleet_plans(request.goal, among=started)
+    return preview_of(arranged, strategy=strategy, selector=selector, plan=plan)
+
+
+def preview_of(
+    arranged: Arrangement, *, strategy: Strategy, selector: Selector, plan: observations.FleetPlan
+) -> Preview:
     cap = strategy.max_concurrency
     return Preview(
         arrangement=arranged,
         selector=selector,
         max_failures=strategy.allowed_failures(arranged.total),
         max_concurrency=cap.at_least_one_of(arranged.total) if cap else None,
-        plan=observations.fleet_plans(request.target, among=started),
+        plan=plan,
     )
+
+
+def _require_confirmed(arranged: Arrangement, confirmed: int | None) -> None:
+    if confirmed is not None and confirmed != arranged.total:
+        raise ConfirmationRequired(f"It is for {arranged.total} tenants, and {confirmed} were confirmed.")
 
 
 def _require_somebody_free(arranged: Arrangement) -> None:
@@ -221,12 +268,14 @@ def _require_somebody_free(arranged: Arrangement) -> None:
         raise RunActive(first.tenant_id, MigrationRun.objects.active().get(tenant=first).pk)
 
 
-def _runs(rollout: Rollout, arranged: Arrangement, request: Request) -> Iterator[MigrationRun]:
+def _runs(
+    rollout: Rollout, arranged: Arrangement, request: Request, batches: Mapping[str, Batch]
+) -> Iterator[MigrationRun]:
     for wave, tenants in arranged.waves.items():
         for tenant in tenants:
-            yield _run(tenant, request, rollout, wave)
+            yield _run(tenant, request, rollout, wave, batch=batches.get(tenant.pk))
     for each in arranged.left_out:
-        run = _run(each.tenant, request, rollout, arranged.last_wave)
+        run = _run(each.tenant, request, rollout, arranged.last_wave, batch=batches.get(each.tenant.pk))
         run.state, run.finished_at = RunState.SKIPPED, timezone.now()
         run.error_code, run.message = each.code, each.reason[:1000]
         yield run
@@ -234,6 +283,7 @@ def _runs(rollout: Rollout, arranged: Arrangement, request: Request) -> Iterator
 
 def _asked(request: Request) -> dict[str, object]:
     return {
+        "action": request.action,
         "app_label": request.target.app_label or "",
         "migration_name": request.target.migration_name or "",
         "options": {name: value for name, value in asdict(request.options).items() if value != getattr(Options, name)},
@@ -241,8 +291,16 @@ def _asked(request: Request) -> dict[str, object]:
     }
 
 
-def _run(tenant: Tenant, request: Request, rollout: Rollout | None = None, wave: int = 0) -> MigrationRun:
-    return MigrationRun(tenant=tenant, rollout=rollout, wave=wave, requested_by=request.by, **_asked(request))
+def _run(
+    tenant: Tenant, request: Request, rollout: Rollout | None = None, wave: int = 0, *, batch: Batch | None = None
+) -> MigrationRun:
+    undo = {"undo": batch.as_dict(), "undoes_id": batch.undoes} if batch else {}
+    return MigrationRun(tenant=tenant, rollout=rollout, wave=wave, requested_by=request.by, **_asked(request), **undo)
+
+
+def goes_back(request: Request) -> bool:
+    """Whether shared tenants come last: what the others have may rest upon them."""
+    return request.action in {Action.ROLLBACK, Action.RESET}
 
 
 def check_options(request: Request) -> None:

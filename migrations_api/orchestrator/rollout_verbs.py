@@ -1,6 +1,7 @@
 """What can be done with a rollout that exists. Each verb holds its row, so that of two that race one comes second."""
 
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 from django.db import transaction
@@ -8,7 +9,7 @@ from django.db.models import Q
 from django.db.models.functions import Coalesce, Now
 
 from migrations_api.exceptions import InvalidTransition
-from migrations_api.models import RequestedVia, Rollout
+from migrations_api.models import Action, RequestedVia, Rollout
 from migrations_api.orchestrator.advance import (
     TOO_MANY_FAILURES,
     WAVE_FAILED,
@@ -16,6 +17,7 @@ from migrations_api.orchestrator.advance import (
     following_wave,
     open_wave,
 )
+from migrations_api.orchestrator.batches import rests_of
 from migrations_api.orchestrator.endings import finish_if_done, give_up_unreadable
 from migrations_api.orchestrator.readiness import is_coordinated
 from migrations_api.orchestrator.requests import request_rollout, same_again
@@ -132,7 +134,10 @@ def retry_rollout(rollout: Rollout, *, by: str, via: str = RequestedVia.API, all
         raise InvalidTransition(f"Rollout {rollout.pk} has left no tenant behind; there is nothing to retry.")
     request = same_again(rollout, by=by, via=via, allow_backwards=allow_backwards)
     strategy = Strategy.from_dict(rollout.strategy)
-    return request_rollout(tenants, request, strategy=strategy, selector=selector, retry_of=rollout)
+    undo = partial(rests_of, rollout) if rollout.action == Action.ROLLBACK else None
+    return request_rollout(
+        tenants, request, strategy=strategy, selector=selector, retry_of=rollout, undoes=rollout.undoes, undo=undo
+    )
 
 
 def _locked(rollout: Rollout) -> Rollout:

@@ -20,7 +20,7 @@ from migrations_api.exceptions import (
     UnknownTenants,
     held_by,
 )
-from migrations_api.models import MigrationRun, Rollout, TenantObservation
+from migrations_api.models import Action, MigrationRun, Rollout, TenantObservation
 from migrations_api.orchestrator.endings import NOT_MIGRATED
 from migrations_api.orchestrator.fleet import how_to_repair, partial_runs
 from migrations_api.orchestrator.observations import statuses_filter
@@ -155,6 +155,8 @@ def _hash(text: str) -> int:
 def created_meanwhile(rollout: Rollout) -> QuerySet[Tenant]:
     """Tenants that the rollout's selector fits and that were not there yet when it was made."""
     selector = Selector.from_dict(rollout.selector)
+    if rollout.action != Action.MIGRATE:
+        return Tenant.objects.none()
     if selector.as_dict().keys() - {"exclude", "labels", "isolation"}:
         return Tenant.objects.none()  # what was chosen by name, by standing or by lot is not joined by others
     tenants = _fitting(selector).filter(created_at__gt=rollout.created_at - SLACK)
@@ -177,7 +179,7 @@ class LeftOut:
 
 @dataclass(frozen=True, kw_only=True)
 class Arrangement:
-    """The selected tenants by wave; shared ones are wave 0, before all others."""
+    """The selected tenants by wave; shared ones are wave 0, before all others, or the last one after them."""
 
     waves: dict[int, list[Tenant]]
     left_out: list[LeftOut]
@@ -191,7 +193,7 @@ class Arrangement:
         return max(self.waves, default=SHARED_WAVE)
 
 
-def arrange(tenants: Sequence[Tenant], strategy: Strategy) -> Arrangement:
+def arrange(tenants: Sequence[Tenant], strategy: Strategy, *, shared_last: bool = False) -> Arrangement:
     """Put the tenants into waves, in the order of their ids, without those that cannot be started now."""
     left_out = _left_out(tenants)
     out = {each.tenant.pk for each in left_out}
@@ -199,7 +201,10 @@ def arrange(tenants: Sequence[Tenant], strategy: Strategy) -> Arrangement:
     shared = [tenant for tenant in ordered if tenant.isolation == Isolation.SHARED]
     own = [tenant for tenant in ordered if tenant.isolation != Isolation.SHARED]
     waves = dict(enumerate(split(own, strategy.groups, labels=lambda tenant: tenant.labels), SHARED_WAVE + 1))
-    return Arrangement(waves={SHARED_WAVE: shared, **waves} if shared else waves, left_out=left_out)
+    if shared:
+        first_or_last = max(waves, default=SHARED_WAVE) + 1 if shared_last else SHARED_WAVE
+        waves = dict(sorted({**waves, first_or_last: shared}.items()))
+    return Arrangement(waves=waves, left_out=left_out)
 
 
 def _left_out(tenants: Sequence[Tenant]) -> list[LeftOut]:

@@ -1,13 +1,17 @@
 """What can be done with a run that exists."""
 
+from functools import partial
+
 from django.db import transaction
 from django.db.models.functions import Now
 
 from migrations_api.exceptions import InvalidTransition
-from migrations_api.models import MigrationRun, RequestedVia
+from migrations_api.models import Action, MigrationRun, RequestedVia
+from migrations_api.orchestrator.batches import rest_of
 from migrations_api.orchestrator.endings import finish_if_done, give_up_unreadable, lock_rollout
 from migrations_api.orchestrator.fleet import how_to_repair
 from migrations_api.orchestrator.requests import get_tenant, request_run, same_again
+from migrations_api.orchestrator.rollbacks import choose_for
 from migrations_api.states import RunState
 
 SKIPPED = "skipped"
@@ -58,7 +62,7 @@ def skip_run(run: MigrationRun, *, by: str, reason: str) -> None:
 
 
 def retry_run(run: MigrationRun, *, by: str, via: str = RequestedVia.API, allow_backwards: bool = True) -> MigrationRun:
-    """A new pending run with the same target and options; `allow_backwards` can only take a right away.
+    """A new pending run with the same action, target and options; `allow_backwards` can only take a right away.
 
     Raises InvalidTransition unless the run failed, was canceled or was skipped, and what request_run() raises.
     """
@@ -69,4 +73,6 @@ def retry_run(run: MigrationRun, *, by: str, via: str = RequestedVia.API, allow_
     if run.state not in RETRIABLE:
         raise InvalidTransition(f"Run {run.pk} is {run.state}; only a run that did not succeed can be retried.")
     request = same_again(run, by=by, via=via, allow_backwards=allow_backwards)
-    return request_run(get_tenant(run.tenant_id), request, retry_of=run)
+    tenant = get_tenant(run.tenant_id)
+    undo = partial(choose_for, tenant, rest_of(run)) if run.action == Action.ROLLBACK else None
+    return request_run(tenant, request, retry_of=run, undo=undo)

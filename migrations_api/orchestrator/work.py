@@ -17,9 +17,9 @@ from migrations_api.executor import End, Failure, Options, Outcome, execute, fai
 from migrations_api.log_context import about_run
 from migrations_api.models import MigrationRun, records
 from migrations_api.orchestrator import repairs, templates
+from migrations_api.orchestrator.batches import goal_of
 from migrations_api.orchestrator.heartbeat import heartbeat
 from migrations_api.orchestrator.recorder import AttemptLost, Recorder, session_name
-from migrations_api.orchestrator.requests import target_of
 from migrations_api.orchestrator.sources import source_for
 from tenants.conf import Conf, load_conf
 from tenants.exceptions import AuthenticationFailed, NotProvisioned, ServerUnreachable, ServiceError
@@ -110,7 +110,7 @@ def _execute(run: MigrationRun, recorder: Recorder) -> Outcome:
     return execute(
         run.tenant,
         source_for(run.tenant.isolation),
-        target_of(run),
+        goal_of(run),
         Options(**run.options),
         observer=recorder,
         application_name=session_name(run),

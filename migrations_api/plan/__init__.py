@@ -1,5 +1,6 @@
 from migrations_api.plan.planner import (
     Applied,
+    Marks,
     Plan,
     Planner,
     Step,
@@ -13,17 +14,23 @@ from migrations_api.plan.planner import (
     prunable,
     require_reversible,
 )
+from migrations_api.plan.rollback import Refresh, Reset, Standing, Undo, plan_to, replaced_by
 from migrations_api.plan.source import Key, MigrationSource, TenantLoader, load_source
 
 __all__ = [
     "Applied",
     "Key",
+    "Marks",
     "MigrationSource",
     "Plan",
     "Planner",
+    "Refresh",
+    "Reset",
+    "Standing",
     "Step",
     "Target",
     "TenantLoader",
+    "Undo",
     "check_target",
     "fingerprint",
     "full_order",
@@ -31,6 +38,8 @@ __all__ = [
     "known_keys",
     "load_source",
     "make_plan",
+    "plan_to",
     "prunable",
+    "replaced_by",
     "require_reversible",
 ]

@@ -18,6 +18,8 @@ from migrations_api.plan.risk import Risk, risks_of
 from migrations_api.plan.source import Key, MigrationSource, TenantLoader
 
 Applied = frozenset[Key]
+# The newest ids of a tenant's permissions and content types.
+Marks = tuple[int, int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +43,8 @@ class Step:
     operations: tuple[str, ...] = ()
     risks: tuple[Risk, ...] = ()
     digest: str = field(default="", repr=False)
+    # Whether it is only recorded, or taken out of the record, whatever the run's options are.
+    fake: bool = False
 
     def __str__(self) -> str:
         return f"{self.app_label}.{self.name}"
@@ -56,7 +60,8 @@ class Plan:
 
     `nodes` are the targets in Django's form, (label, None) meaning zero. `unknown` are applied migrations of the
     tenant's apps that are not on disk: the tenant is ahead of this code. `replacements` are squashed migrations to be
-    recorded because all that they replace is applied.
+    recorded because all that they replace is applied. `left` is what is applied after a plan that only undoes; one that
+    undoes and then goes forwards has that second part as `then`, whose steps are among its own.
     """
 
     target: Target
@@ -68,6 +73,10 @@ class Plan:
     unmigrated_apps: tuple[str, ...]
     loader: TenantLoader = field(repr=False, compare=False)
     migrations: tuple[tuple[Migration, bool], ...] = field(repr=False, compare=False)
+    left: Applied | None = None
+    # Of the tenant as it was found, for whoever takes the plan back.
+    marks: Marks | None = field(default=None, compare=False)
+    then: "Plan | None" = None
 
     @property
     def digest(self) -> str:
@@ -75,7 +84,7 @@ class Plan:
         content = {
             "from": fingerprint(self.applied),
             "nodes": sorted([app, name or ""] for app, name in self.nodes),
-            "steps": [[step.app_label, step.name, step.backwards, step.digest] for step in self.steps],
+            "steps": [[step.app_label, step.name, step.backwards, step.digest, step.fake] for step in self.steps],
         }
         return _sha256(content)
 
@@ -123,7 +132,7 @@ def make_plan(source: MigrationSource, applied: Applied, target: Target) -> Plan
     _check_conflicts(loader)
     nodes = _resolve(loader, source, target)
     migrations = _migration_plan(loader, nodes)
-    steps = tuple(_step(migration, source, backwards=backwards) for migration, backwards in migrations)
+    steps = tuple(step_of(migration, source, backwards=backwards) for migration, backwards in migrations)
     return Plan(
         target=target,
         nodes=nodes,
@@ -157,7 +166,7 @@ def check_target(source: MigrationSource, target: Target) -> None:
 
 def require_reversible(plan: Plan) -> None:
     """Raise IrreversibleMigration, naming every step that has no way back, before the first one is undone."""
-    if blocked := [str(step) for step in plan.steps if step.backwards and not step.reversible]:
+    if blocked := [str(each) for each in plan.steps if each.backwards and not each.reversible and not each.fake]:
         raise exceptions.IrreversibleMigration(f"These migrations cannot be undone: {', '.join(blocked)}.")
 
 
@@ -183,7 +192,7 @@ def prunable(plan: Plan, source: MigrationSource, app_label: str) -> list[Key]:
     return stale
 
 
-def _step(migration: Migration, source: MigrationSource, *, backwards: bool) -> Step:
+def step_of(migration: Migration, source: MigrationSource, *, backwards: bool) -> Step:
     return Step(
         app_label=migration.app_label,
         name=migration.name,

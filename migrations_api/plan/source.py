@@ -51,6 +51,10 @@ class TenantLoader(MigrationLoader):
         # build_graph() assigns an empty dictionary where there is no connection.
         self._applied = dict(self._known)
 
+    def start_over(self) -> None:
+        """Keep the graph, and take nothing of the tenant's own as applied."""
+        self._applied = dict.fromkeys(self.source.outside_keys)
+
 
 def _own(migration: Migration) -> Migration:
     """With operations that receivers of pre_migrate may add to: what was read from disk serves every tenant."""

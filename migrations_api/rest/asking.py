@@ -6,7 +6,7 @@ from typing import Any
 from rest_framework.request import Request as HttpRequest
 
 from migrations_api.executor import Options
-from migrations_api.models import RequestedVia, Role
+from migrations_api.models import Action, RequestedVia, Role
 from migrations_api.orchestrator.requests import Request
 from migrations_api.plan import Target
 from migrations_api.rest.permissions import require_role
@@ -42,8 +42,10 @@ def request_of(http: HttpRequest, body: Mapping[str, Any], *, subject: str) -> R
     )
 
 
-def grave_words(options: Mapping[str, Any], migration_name: str | None) -> list[str]:
+def grave_words(options: Mapping[str, Any], migration_name: str | None, action: str = Action.MIGRATE) -> list[str]:
     """What of a request cannot be taken back, whatever the tenant's state."""
+    if action in {Action.ROLLBACK, Action.RESET, Action.REFRESH}:
+        return [str(action)]
     words = [name for name in ("fake", "fake_initial", "prune") if options.get(name)]
     return [*words, "zero"] if migration_name == "zero" else words
 

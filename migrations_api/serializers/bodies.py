@@ -4,7 +4,14 @@ from django.db import DEFAULT_DB_ALIAS
 from drf_spectacular.utils import extend_schema_serializer
 from rest_framework import serializers
 
-from migrations_api.serializers.fields import FlagField, LabelsField, ReasonField, StrictSerializer, TextField
+from migrations_api.serializers.fields import (
+    FlagField,
+    LabelsField,
+    ReasonField,
+    StrictSerializer,
+    TextField,
+    WholeNumberField,
+)
 from migrations_api.serializers.rollouts import SelectorSerializer, StrategySerializer
 from tenants.models import Isolation
 
@@ -61,6 +68,35 @@ class MigrateAllRequestSerializer(MigrateRequestSerializer):
     selector = SelectorSerializer(required=False, default=dict)
     strategy = StrategySerializer(required=False, default=dict)
     dry_run = FlagField(required=False, default=False, help_text="Only show what would be done.")
+
+
+@extend_schema_serializer(component_name="WholeTenant")
+class WholeTenantRequestSerializer(StrictSerializer):
+    """What undoes migrations is confirmed by name."""
+
+    confirm = TextField(max_length=63, help_text="The tenant id once more.")
+
+
+@extend_schema_serializer(component_name="Rollback")
+class RollbackRequestSerializer(WholeTenantRequestSerializer):
+    """Without `run` and `steps`, the last run that applied something."""
+
+    run = WholeNumberField(required=False, min_value=1, help_text="Undo what that run applied.")
+    steps = WholeNumberField(required=False, min_value=1, help_text="Undo so many of the migrations applied last.")
+
+
+@extend_schema_serializer(component_name="RollbackRollout")
+class RollbackRolloutRequestSerializer(StrictSerializer):
+    confirm = WholeNumberField(
+        required=False, min_value=0, help_text="For how many tenants it is, as `total` of a dry run says."
+    )
+    strategy = StrategySerializer(required=False, default=dict)
+    dry_run = FlagField(required=False, default=False, help_text="Only show what would be done.")
+
+
+@extend_schema_serializer(component_name="WholeTenants")
+class WholeTenantsRequestSerializer(RollbackRolloutRequestSerializer):
+    selector = SelectorSerializer(required=False, default=dict)
 
 
 class EmptyRequestSerializer(StrictSerializer):

@@ -33,6 +33,25 @@ class TargetQuerySerializer(serializers.Serializer[Any]):
     migration_name = serializers.CharField(required=False, max_length=255)
 
 
+class SqlQuerySerializer(serializers.Serializer[Any]):
+    sql = QueryFlagField(
+        required=False,
+        default=False,
+        help_text="With the SQL of each step, made on a scratch database; takes the operator role.",
+    )
+
+
+class TargetSqlQuerySerializer(TargetQuerySerializer, SqlQuerySerializer):
+    pass
+
+
+class RollbackQuerySerializer(SqlQuerySerializer):
+    run = serializers.IntegerField(required=False, min_value=1, help_text="Undo what that run applied.")
+    steps = serializers.IntegerField(
+        required=False, min_value=1, max_value=10_000, help_text="Undo so many of the migrations applied last."
+    )
+
+
 class DeleteTenantQuerySerializer(serializers.Serializer[Any]):
     drop = QueryFlagField(required=False, default=False, help_text="Drop the schema or database as well.")
     confirm = serializers.CharField(required=False, default="", help_text="The tenant id once more, for drop.")

@@ -109,6 +109,9 @@ class RolloutSerializer(serializers.ModelSerializer[Rollout]):
     options = RunOptionsSerializer()
     strategy = StrategySerializer()
     retry_of = serializers.IntegerField(source="retry_of_id", allow_null=True)
+    undoes = serializers.IntegerField(
+        source="undoes_id", allow_null=True, help_text="The rollout whose runs this one rolls back."
+    )
     waiting_for = serializers.SerializerMethodField()
     runs = serializers.SerializerMethodField()
     progress = serializers.SerializerMethodField()
@@ -117,6 +120,7 @@ class RolloutSerializer(serializers.ModelSerializer[Rollout]):
         model = Rollout
         fields: ClassVar = [
             "id",
+            "action",
             "state",
             "waiting_for",
             "stop_code",
@@ -128,6 +132,7 @@ class RolloutSerializer(serializers.ModelSerializer[Rollout]):
             "requested_by",
             "requested_via",
             "retry_of",
+            "undoes",
             "created_at",
             "started_at",
             "finished_at",

@@ -41,7 +41,9 @@ RUN_FIELDS = [
     "id",
     "tenant_id",
     "rollout_id",
+    "action",
     "retry_of",
+    "undoes",
     "repair_of",
     "repair_way",
     "repair_reason",
@@ -82,6 +84,9 @@ class MigrationRunSummarySerializer(serializers.ModelSerializer[MigrationRun]):
     tenant_id = serializers.CharField()
     rollout_id = serializers.IntegerField(allow_null=True)
     retry_of = serializers.IntegerField(source="retry_of_id", allow_null=True)
+    undoes = serializers.IntegerField(
+        source="undoes_id", allow_null=True, help_text="The run whose migrations a rollback undoes."
+    )
     repair_of = serializers.IntegerField(source="repair_of_id", allow_null=True)
     repair_way = serializers.SerializerMethodField()
     options = RunOptionsSerializer()

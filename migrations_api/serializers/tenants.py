@@ -63,6 +63,7 @@ class TenantMigrationSerializer(serializers.Serializer[Any]):
     name = serializers.CharField()
     applied = serializers.DateTimeField(allow_null=True, help_text="When; null while it is pending.")
     known = serializers.BooleanField(help_text="False for one that is applied and not in this code.")
+    run_id = serializers.IntegerField(allow_null=True, help_text="The run that applied it; null if none did.")
 
 
 class StatusCountsSerializer(serializers.Serializer[Any]):

@@ -115,7 +115,7 @@ class RolloutRetryView(ServiceView):
     def post(self, request: Request, rollout_id: int) -> Response:
         self.body(EmptyRequestSerializer)
         rollout = get_rollout(rollout_id)
-        if grave := grave_words(rollout.options, rollout.migration_name):
+        if grave := grave_words(rollout.options, rollout.migration_name, rollout.action):
             require_role(request, Role.ADMIN, f"{grave[0]} needs the admin role.")
         again = rollout_verbs.retry_rollout(
             rollout,

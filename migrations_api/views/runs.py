@@ -153,7 +153,7 @@ class RunRetryView(ServiceView):
         self.body(EmptyRequestSerializer)
         run = get_run(run_id)
         self.touched = [run.tenant_id]
-        if grave := grave_words(run.options, run.migration_name):
+        if grave := grave_words(run.options, run.migration_name, run.action):
             require_role(request, Role.ADMIN, f"{grave[0]} needs the admin role.")
         again = verbs.retry_run(
             run, by=request.user.get_username(), via=RequestedVia.API, allow_backwards=role_of(request) is Role.ADMIN

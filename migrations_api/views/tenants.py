@@ -7,7 +7,8 @@ from rest_framework.response import Response
 
 from migrations_api.models import RequestedVia, Role
 from migrations_api.orchestrator import requests
-from migrations_api.orchestrator.fleet import migration_records, plan_for
+from migrations_api.orchestrator.batches import migration_status
+from migrations_api.orchestrator.fleet import plan_for
 from migrations_api.orchestrator.holds import hold, release
 from migrations_api.orchestrator.observations import statuses_filter, stored_standings
 from migrations_api.plan import Target
@@ -19,7 +20,8 @@ from migrations_api.rest.docs import documented
 from migrations_api.rest.idempotency import idempotent, idempotent_outside
 from migrations_api.rest.pages import page_of
 from migrations_api.rest.pagination import paginate
-from migrations_api.rest.preconditions import etag, expected_digest
+from migrations_api.rest.preconditions import expected_digest
+from migrations_api.rest.pretending import planned
 from migrations_api.rest.problems import Problem
 from migrations_api.serializers.bodies import (
     CreateTenantRequestSerializer,
@@ -31,7 +33,7 @@ from migrations_api.serializers.bodies import (
 from migrations_api.serializers.plans import PlanSerializer
 from migrations_api.serializers.queries import (
     DeleteTenantQuerySerializer,
-    TargetQuerySerializer,
+    TargetSqlQuerySerializer,
     TenantListQuerySerializer,
 )
 from migrations_api.serializers.runs import MigrationRunSerializer
@@ -143,22 +145,23 @@ class TenantMigrationsView(ServiceView):
 
     @documented("list_tenant_migrations", {200: TenantMigrationSerializer(many=True)}, errors=[404, 409, 502])
     def get(self, request: Request, tenant_id: str) -> Response:
-        return Response(TenantMigrationSerializer(migration_records(self.tenant()), many=True).data)
+        return Response(TenantMigrationSerializer(migration_status(self.tenant()), many=True).data)
 
 
 class TenantPlanView(ServiceView):
     required_roles: ClassVar = {"GET": Role.VIEWER}
-    query_serializers: ClassVar = {"GET": TargetQuerySerializer}
+    query_serializers: ClassVar = {"GET": TargetSqlQuerySerializer}
 
     @documented(
         "get_tenant_plan",
         {200: PlanSerializer},
-        errors=[404, 409, 422, 502],
-        parameters=[TargetQuerySerializer, docs.ETAG],
+        errors=[404, 409, 422, 502, 503],
+        parameters=[TargetSqlQuerySerializer, docs.ETAG],
     )
     def get(self, request: Request, tenant_id: str) -> Response:
-        plan = plan_for(self.tenant(), Target(**self.query))
-        return Response(PlanSerializer(plan).data, headers={"ETag": etag(plan.digest)})
+        tenant, target = self.tenant(), dict(self.query)
+        sql = target.pop("sql")
+        return planned(request, tenant, plan_for(tenant, Target(**target)), sql=sql)
 
 
 class TenantMigrateView(ServiceView):

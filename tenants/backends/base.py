@@ -72,6 +72,12 @@ def resolved_server_settings(tenant: Tenant) -> DatabaseSettings:
     return settings
 
 
+def in_its_database(tenant: Tenant) -> DatabaseSettings:
+    """The settings of the tenant's server, for the database that is the tenant's own if it has one."""
+    settings = resolved_server_settings(tenant)
+    return {**settings, "NAME": tenant.database_name} if tenant.database_name else settings
+
+
 @contextmanager
 def server_cursor(settings: DatabaseSettings) -> Iterator[CursorWrapper]:
     """An autocommit cursor on a connection of its own, with the driver's errors translated."""

@@ -1,6 +1,6 @@
 from psycopg2 import errorcodes, sql
 
-from tenants.backends.base import creating, has_tables, resolved_server_settings, server_cursor
+from tenants.backends.base import creating, has_tables, in_its_database, server_cursor
 from tenants.models import Tenant
 from tenants.roles import drop_role, tenant_role
 from tenants.servers import DatabaseSettings
@@ -10,7 +10,7 @@ class SchemaBackend:
     """A schema of its own in the server's database."""
 
     def connection_settings(self, tenant: Tenant) -> DatabaseSettings:
-        return resolved_server_settings(tenant)
+        return in_its_database(tenant)
 
     def exists(self, tenant: Tenant) -> bool:
         with server_cursor(self.connection_settings(tenant)) as cursor:

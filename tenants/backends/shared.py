@@ -1,4 +1,4 @@
-from tenants.backends.base import resolved_server_settings, server_cursor
+from tenants.backends.base import in_its_database, server_cursor
 from tenants.exceptions import AlreadyProvisioned, ServiceError
 from tenants.models import Tenant
 from tenants.servers import DatabaseSettings
@@ -8,7 +8,7 @@ class SharedBackend:
     """The `public` schema of the server's database, which is there from the start and is never dropped."""
 
     def connection_settings(self, tenant: Tenant) -> DatabaseSettings:
-        return resolved_server_settings(tenant)
+        return in_its_database(tenant)
 
     def exists(self, tenant: Tenant) -> bool:
         with server_cursor(self.connection_settings(tenant)) as cursor:

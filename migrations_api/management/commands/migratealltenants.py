@@ -2,12 +2,14 @@ from typing import Any
 
 from django.core.management.base import CommandParser
 
+from migrations_api.exceptions import InvalidOptions
 from migrations_api.management.base import (
     EXIT_FAILED,
     EXIT_SOME_FAILED,
     ServiceCommand,
     add_migrate_arguments,
     exit_with,
+    positive,
     request_of,
 )
 from migrations_api.management.foreground import carry_out
@@ -19,6 +21,7 @@ from migrations_api.management.rollout_options import (
     selector_of,
     strategy_of,
 )
+from migrations_api.management.undoing import roll_back
 from migrations_api.orchestrator import observations
 from migrations_api.orchestrator.fleet import plans_for
 from migrations_api.orchestrator.requests import Request, preview_rollout, request_rollout
@@ -35,12 +38,21 @@ class Command(ServiceCommand):
         conf = load_conf()
         add_migrate_arguments(parser)
         parser.add_argument("--dry-run", action="store_true", help="Show the waves and the plans; change nothing.")
+        parser.add_argument(
+            "--rollback", type=positive, metavar="ID", help="Undo what that rollout applied, in the tenants it changed."
+        )
+        parser.add_argument("--confirm", metavar="N", help="For how many tenants that is; asked for without it.")
         parser.add_argument("--executor", choices=sorted(conf.executors), default=conf.executor)
         parser.add_argument("--format", choices=["table", "json"], default="table")
         add_selector_arguments(parser)
         add_strategy_arguments(parser)
 
     def handle(self, *, plan: bool, check: bool, dry_run: bool, executor: str, verbosity: int, **options: Any) -> None:
+        if options["pretend"]:
+            raise InvalidOptions("The SQL is that of one tenant: migratetenant --pretend.")
+        if options["rollback"] is not None:
+            roll_back(self, options["rollback"], dry_run=dry_run, executor=executor, verbosity=verbosity, **options)
+            return
         request, selector, strategy = request_of(options), selector_of(options), strategy_of(options)
         tenants = self._selected(selector)
         if plan or check:

@@ -13,10 +13,11 @@ from migrations_api.management.base import (
     tenant_id,
 )
 from migrations_api.management.interrupt import graceful_stop
-from migrations_api.management.plans import check_question, write_plan
+from migrations_api.management.plans import check_pretence, check_question, write_plan, write_sql
 from migrations_api.management.presenter import Presenter, describe, describe_finding
 from migrations_api.models import MigrationRun
 from migrations_api.orchestrator.fleet import plan_for
+from migrations_api.orchestrator.pretending import pretend as show_sql
 from migrations_api.orchestrator.requests import get_tenant, request_run
 from migrations_api.orchestrator.work import work
 from migrations_api.states import RunState, StepState
@@ -35,9 +36,14 @@ class Command(ServiceCommand):
         )
         parser.add_argument("--format", choices=["table", "json"], default="table")
 
-    def handle(self, *, tenant_id: str, plan: bool, check: bool, **options: Any) -> None:
+    def handle(self, *, tenant_id: str, plan: bool, pretend: bool, check: bool, **options: Any) -> None:
         request = request_of(options)
         tenant = get_tenant(tenant_id)
+        if pretend:
+            check_pretence(request)
+            planned = plan_for(tenant, request.target)
+            write_sql(self, tenant_id, planned, show_sql(tenant, planned), output=options["format"])
+            return
         if plan or check:
             check_question(request)
             planned = plan_for(tenant, request.target)

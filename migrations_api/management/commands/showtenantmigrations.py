@@ -4,12 +4,13 @@ from typing import Any
 from django.core.management.base import CommandParser
 
 from migrations_api.management.base import ServiceCommand, failed, tenant_id
-from migrations_api.orchestrator.fleet import MigrationRecord, migration_records
+from migrations_api.orchestrator.batches import migration_status
+from migrations_api.orchestrator.fleet import MigrationRecord
 from migrations_api.orchestrator.requests import get_tenant
 
 
 class Command(ServiceCommand):
-    help = "List the migrations of one tenant, as showmigrations does: applied, pending, and when."
+    help = "List the migrations of one tenant, as showmigrations does: applied, pending, when and by which run."
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("app_label", nargs="*", help="Only these apps.")
@@ -18,7 +19,7 @@ class Command(ServiceCommand):
 
     def handle(self, *, app_label: list[str], tenant_id: str, format: str, **options: Any) -> None:  # noqa: A002
         by_app: defaultdict[str, list[MigrationRecord]] = defaultdict(list)
-        for record in migration_records(get_tenant(tenant_id)):
+        for record in migration_status(get_tenant(tenant_id)):
             by_app[record.app_label].append(record)
         if missing := [label for label in app_label if label not in by_app]:
             known = ", ".join(by_app) or "(none)"
@@ -35,6 +36,7 @@ class Command(ServiceCommand):
 
 def _line(record: MigrationRecord) -> str:
     mark = "X" if record.applied else " "
-    when = f" ({record.applied:%Y-%m-%d %H:%M:%S})" if record.applied else ""
+    run = f", run {record.run_id}" if record.run_id else ""
+    when = f" ({record.applied:%Y-%m-%d %H:%M:%S}{run})" if record.applied else ""
     unknown = "" if record.known else " (not in this code)"
     return f"[{mark}] {record.name}{when}{unknown}"

@@ -1,0 +1,7 @@
+from migrations_api.management.whole_tenant import WholeTenantCommand
+from migrations_api.models import Action
+
+
+class Command(WholeTenantCommand):
+    help = "Take every app of one tenant to zero: its tables are dropped with their rows."
+    action = Action.RESET
