@@ -87,8 +87,10 @@ class Stage:
         if self.isolation == "database":
             databases.make_empty(server, everywhere)
         databases.fill(server, everywhere, batches)
-        if self.tool.own_app:
+        if self.tool.remembers:
             # What it adds to a tenant that stock Django has migrated is not to be a part of what is measured.
+            self.tool.renew(self.bench)
             variant = self.tool.variants("nothing")[1]
             for command in self.tool.commands(self.bench, self.fleet(self._ready), variant, "nothing", self.truth):
                 processes.run(command)
+            self.tool.keep(self.bench)

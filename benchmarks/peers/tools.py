@@ -60,12 +60,14 @@ class Fleet:
 class Tool(Protocol):
     """What is compared. A peer's executors count for the ratio to the best of them.
 
-    `own_app` is one that it has beside the tenants' apps, and that leaves rows in each of them. `most` limits the
-    tenants that it is given, where what one costs does not depend on their number.
+    One that `remembers` is run once before it is measured on tenants that somebody else has migrated. `own_app` is one
+    that it has beside the tenants' apps, and that leaves rows in each of them. `most` limits the tenants that it is
+    given, where what one costs does not depend on their number.
     """
 
     name: str
     is_peer: bool
+    remembers: bool
     own_app: str
     most: int | None
     isolations: frozenset[str]
@@ -76,18 +78,22 @@ class Tool(Protocol):
     def prepare(self, bench: Bench, fleet: Fleet) -> None:
         """Make what the tool itself has in a database, and make the tenants known to it; they exist and are empty."""
 
+    def keep(self, bench: Bench) -> None:
+        """Have renew() come back to here: before any deploy but the first, a tool has met its tenants."""
+
     def renew(self, bench: Bench) -> None:
-        """Forget what the tool remembers of earlier measurements."""
+        """Forget what the tool remembers of measurements since."""
 
     def commands(self, bench: Bench, fleet: Fleet, variant: str, case: str, truth: Truth) -> list[Command]:
         """What brings the fleet up to date; of the plain loop, one for each of its tenants."""
 
 
 class Own:
-    """The service, with a control plane beside the tenants. Nothing that it has seen before is kept from run to run."""
+    """The service, with a control plane beside the tenants."""
 
     name = "ours"
     is_peer = False
+    remembers = True
     own_app = ""
     most = None
     isolations = frozenset({"schema", "database"})
@@ -106,6 +112,9 @@ class Own:
         )
         for arguments in (["migrate", "-v0"], ["shell", "-v0", "-c", code]):
             processes.run(self._manage(bench, fleet, "plane_start", *arguments))
+
+    def keep(self, bench: Bench) -> None:
+        databases.recreate(bench.server, "plane_start", template="plane_run")
 
     def renew(self, bench: Bench) -> None:
         databases.recreate(bench.server, "plane_run", template="plane_start")
@@ -134,6 +143,7 @@ class Own:
 class DjangoTenants:
     name = "django-tenants"
     is_peer = True
+    remembers = True
     own_app = "tenants_fleet"
     most = None
     isolations = frozenset({"schema"})
@@ -146,6 +156,8 @@ class DjangoTenants:
     def prepare(self, bench: Bench, fleet: Fleet) -> None:
         processes.run(self._manage(bench, fleet, "migrate_schemas", "--shared", "-v0"))
         _register(bench, fleet, f"{self.own_app}_client")
+
+    def keep(self, bench: Bench) -> None: ...
 
     def renew(self, bench: Bench) -> None: ...
 
@@ -174,6 +186,7 @@ class DjangoTenants:
 class DjangoPgschemas:
     name = "django-pgschemas"
     is_peer = True
+    remembers = True
     own_app = "pgschemas_fleet"
     most = None
     isolations = frozenset({"schema"})
@@ -184,6 +197,8 @@ class DjangoPgschemas:
     def prepare(self, bench: Bench, fleet: Fleet) -> None:
         processes.run(self._manage(bench, fleet, "migrate", "--schema", "public", "-v0"))
         _register(bench, fleet, f"{self.own_app}_client")
+
+    def keep(self, bench: Bench) -> None: ...
 
     def renew(self, bench: Bench) -> None: ...
 
@@ -210,6 +225,7 @@ class Loop:
 
     name = "plain migrate"
     is_peer = False
+    remembers = False
     own_app = ""
     most = 5
     isolations = frozenset({"schema", "database"})
@@ -220,6 +236,8 @@ class Loop:
         return () if case == "large" else ("in a loop",)
 
     def prepare(self, bench: Bench, fleet: Fleet) -> None: ...
+
+    def keep(self, bench: Bench) -> None: ...
 
     def renew(self, bench: Bench) -> None: ...
 
@@ -235,6 +253,7 @@ class SqlAlone:
 
     name = "SQL alone"
     is_peer = False
+    remembers = False
     own_app = ""
     most = None
     isolations = frozenset({"schema", "database"})
@@ -243,6 +262,8 @@ class SqlAlone:
         return ("4 connections",)
 
     def prepare(self, bench: Bench, fleet: Fleet) -> None: ...
+
+    def keep(self, bench: Bench) -> None: ...
 
     def renew(self, bench: Bench) -> None: ...
 
