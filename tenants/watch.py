@@ -73,20 +73,23 @@ class OwnSession:
 class Watch:
     """Connects when it is first asked, and again when the server has ended it between two questions."""
 
-    def __init__(self, settings: DatabaseSettings) -> None:
-        self._settings = settings
+    def __init__(self, server: DatabaseSettings) -> None:
+        self._server = server
         self._connection: DatabaseWrapper | None = None
         self._prepared: set[str] = set()
 
     @property
     def connection(self) -> DatabaseWrapper:
         if self._connection is None:
-            connection = open_connection(self._settings)
+            connection = open_connection(_watching(self._server))
             with translated(), connection.cursor() as cursor:
                 cursor.execute("SELECT pg_backend_pid()")
                 require_direct(cursor.fetchone()[0], connection)
             self._connection = connection
         return self._connection
+
+    def is_with(self, server: DatabaseSettings) -> bool:
+        return self._server == server
 
     def rows(self, question: Question, *values: Value) -> list[tuple[Any, ...]]:
         was_open = self._connection is not None
@@ -131,10 +134,12 @@ def watch_of(tenant: Tenant) -> Watch | None:
     if _watches.owner != os.getpid():
         _inherited.extend(_watches.by_server.values())
         _watches.__init__()  # type: ignore[misc]  # begun anew
-    settings = backend_for(tenant).connection_settings(tenant)
+    server = backend_for(tenant).connection_settings(tenant)
     found = _watches.by_server.get(tenant.database)
-    if found is None or found._settings["NAME"] != settings["NAME"]:
-        found = _watches.by_server[tenant.database] = Watch(_watching(settings))
+    if found is None or not found.is_with(server):
+        if found is not None:
+            found.close()
+        found = _watches.by_server[tenant.database] = Watch(server)
     return found
 
 
