@@ -381,11 +381,12 @@ def unreachable(mode: str) -> Fault:
     return inject
 
 
-def plane_gone(nth: int, moment: Moment, *, away: bool) -> Fault:
+def plane_gone(pattern: str, moment: Moment, *, away: bool, nth: int = 1) -> Fault:
     """The session with the control plane is lost, and with `away` none can be had until the worker has given up."""
 
     def inject(case: Case) -> None:
-        case.plane.set(Trap(nth=nth, moment=moment, act=lambda link: case.plane.refuse() if away else case.plane.cut()))
+        lose = case.plane.refuse if away else case.plane.cut
+        case.plane.set(Trap(pattern=pattern, nth=nth, moment=moment, act=lambda link: lose()))
         case.start(plane=case.plane)
         try:
             case.wait()
@@ -673,16 +674,20 @@ MIGRATIONS: Final[dict[str, Fault]] = {
     "writes another schema": happening("atomic", executing("INSERT INTO bystander.customers VALUES ('mallory')")),
     "drops from another schema": happening("atomic", executing("DROP TABLE bystander.customers")),
 }
+CLAIM: Final = "SET state = 'running'"
+PROGRESS: Final = "SELECT cancel_requested FROM mine"
+THE_END: Final = r"finished_at = now\(\)"
 PLANE: Final[dict[str, Fault]] = {
-    "cut at the claim": plane_gone(3, Moment.AFTER, away=False),
-    "cut between two steps": plane_gone(40, Moment.BEFORE, away=False),
-    "away between two steps": plane_gone(40, Moment.BEFORE, away=True),
-    "away at the end": plane_gone(75, Moment.AFTER, away=True),
+    "cut at the claim": plane_gone(CLAIM, Moment.AFTER, away=False),
+    "cut between two steps": plane_gone(PROGRESS, Moment.BEFORE, away=False, nth=3),
+    "away between two steps": plane_gone(PROGRESS, Moment.BEFORE, away=True, nth=3),
+    "away at the end": plane_gone(THE_END, Moment.AFTER, away=True),
 }
 
 
-# Of a run from where begun() leaves it, on its session with the tenant and on that with the control plane.
-STATEMENTS: Final = (98, 100)
+# Of a run from where begun() leaves it, on its sessions with the tenant's server and on those with the control plane; a
+# slow run tells the control plane more often.
+STATEMENTS: Final = (98, 45)
 COMMITS: Final = 7
 
 
@@ -697,8 +702,8 @@ def drawn(chance: random.Random) -> tuple[str, Fault]:
         "paused": paused("", moment, nth=nth),
         "black hole": black_hole("", moment, nth=nth),
         "cut COMMIT": cut("^COMMIT", moment, nth=commit),
-        "control plane cut": plane_gone(plane_nth, moment, away=False),
-        "control plane away": plane_gone(plane_nth, moment, away=True),
+        "control plane cut": plane_gone("", moment, away=False, nth=plane_nth),
+        "control plane away": plane_gone("", moment, away=True, nth=plane_nth),
     }
     groups = {
         "": anywhere,
