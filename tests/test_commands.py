@@ -18,7 +18,7 @@ import pytest
 from django.conf import settings as configured
 from django.utils import timezone
 
-from migrations_api.models import MigrationRun, Rollout
+from migrations_api.models import MigrationRun, Rollout, RunStep
 from tenants.models import Tenant
 from tests import catalog
 from tests.broken.orders_slow import GATE
@@ -286,6 +286,7 @@ def test_kill__then_the_same_command_again(start: Any, make_tenant: Callable[...
     with closed_gate():
         process = start(*command, package="orders_slow")
         wait_until(sessions)
+        wait_until(lambda: RunStep.objects.filter(state="running").exists())
         process.kill()
         ended(process)
         wait_until(lambda: not sessions())

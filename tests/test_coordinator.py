@@ -1,5 +1,6 @@
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -14,6 +15,7 @@ from migrations_api.exceptions import InvalidTransition, RunActive
 from migrations_api.models import Coordinator, MigrationRun, RequestedVia, Rollout, TenantObservation
 from migrations_api.orchestrator.abandoned import settle_abandoned
 from migrations_api.orchestrator.coordinator import ready_runs
+from migrations_api.orchestrator.recorder import PACE
 from migrations_api.orchestrator.requests import Request, request_rollout, request_run
 from migrations_api.orchestrator.verbs import cancel_run, retry_run
 from migrations_api.orchestrator.work import work
@@ -193,6 +195,8 @@ def test_cancel__a_running_one_ends_between_two_steps(make_tenant: MakeTenant, s
         wait_until(lambda: is_at_gate(run))
         cancel_run(run)
         assert state(run) == "running"
+        # A worker asks no more often than that.
+        time.sleep(PACE)
     wait_until(lambda: state(run) == "canceled")
     assert run.error_code == "canceled"
     assert steps(run)[-2:] == ["orders.0003_gate done", "orders.0004_note pending"]

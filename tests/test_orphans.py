@@ -180,13 +180,12 @@ def duration(tenant: Tenant) -> float:
     return time.monotonic() - began
 
 
-def test_paused__in_the_middle_of_a_record_it_blocks_nobody_for_longer_than_its_lease(
+def test_paused__after_its_claim_it_blocks_nobody(
     make_tenant: MakeTenant, settings: Any
 ) -> None:
     settings.TENANT_MIGRATIONS = {**settings.TENANT_MIGRATIONS, "lease": 1, "heartbeat": 0.3}
     run = request_run(make_tenant(), Request(via="api"))
-    claim = 'UPDATE "migrations_api_migrationrun" SET "state"'
-    process = dying_worker(run.pk, statement=claim, after=True, how=signal.SIGSTOP)
+    process = dying_worker(run.pk, statement="WITH rollout AS", after=True, how=signal.SIGSTOP)
     wait_until(lambda: Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T")
     with connection.cursor() as cursor:
         cursor.execute(f"SET lock_timeout = '{GIVE_UP}s'")
@@ -194,7 +193,7 @@ def test_paused__in_the_middle_of_a_record_it_blocks_nobody_for_longer_than_its_
     os.kill(process.pid, signal.SIGCONT)  # type: ignore[arg-type]
     join(process)
     run.refresh_from_db()
-    assert (run.state, run.attempt) == ("canceled", 0)
+    assert (run.state, run.attempt) == ("canceled", 1)
 
 
 def test_paused__a_worker_that_wakes_up_too_late_changes_nothing(

@@ -75,16 +75,19 @@ class Recorder:
     def should_stop(self) -> bool:
         if self._told_to_stop():
             return True
-        if not self._progress.is_due():
-            return False
-        with control_plane():
-            return self._progress.write()
+        if self._progress.is_due():
+            with control_plane():
+                self._progress.write()
+        return self._progress.is_canceled
 
     def planned(self, plan: Plan) -> None:
+        pruning = bool(self.run.options.get("prune"))
         with control_plane():
-            self._begin(plan, pruning=bool(self.run.options.get("prune")))
+            self._begin(plan, pruning=pruning)
         # Just now this attempt was the newest.
         self._progress.wrote()
+        if pruning:
+            return
         target = describe_action(self.run) or _target(plan)
         self.tell(RunPlanned, target=target, steps=len(plan.steps), unknown=plan.unknown)
 
@@ -270,6 +273,7 @@ class _Progress:
     """What is known of the steps and not yet written, by position; two threads write it."""
 
     def __init__(self, run: MigrationRun) -> None:
+        self.is_canceled = False
         self._run = run
         self._lock = threading.Lock()
         self._begun: dict[int, float] = {}
@@ -308,15 +312,15 @@ class _Progress:
             for position, (state, seconds) in self._news.items()
         ]
 
-    def write(self) -> bool:
-        """Whether the run is to be canceled; raises AttemptLost."""
+    def write(self) -> None:
+        """Learn on the way whether the run is to be canceled; raises AttemptLost."""
         with self._lock:
-            stops = records.progress(self._run, self.told())
-            if stops is None:
+            found = records.progress(self._run, self.told())
+            if found is None:
                 raise AttemptLost
+            self.is_canceled = found
             self._news.clear()
             self.wrote()
-        return stops
 
 
 def _state_of(result: StepResult) -> str:
