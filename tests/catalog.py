@@ -111,8 +111,11 @@ def schemas(arguments: dict[str, Any]) -> set[str]:
 
 
 def databases() -> set[str]:
-    """The server's databases, but for those of other test runs on it, which come and go."""
-    select = "SELECT datname FROM pg_database WHERE datname !~* 't[0-9]+(_db)?$' OR datname ~* %s"
+    """The server's databases, but for those of other test runs on it and of pretended plans: they come and go."""
+    select = (
+        "SELECT datname FROM pg_database WHERE datname !~* 't[0-9]+(_db)?$' AND datname !~ '^tenant_migrations_shadow_'"
+        " OR datname ~* %s"
+    )
     return {name for (name,) in query(dsn(settings.DATABASES["default"]), select, [of_this_run()])}
 
 

@@ -3,6 +3,7 @@ from typing import Any
 
 import pytest
 from django.conf import settings
+from django.contrib.admin import site
 from django.contrib.auth import get_user_model
 from django.contrib.auth.models import Group
 from psycopg2 import sql
@@ -32,6 +33,14 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         for goal, told in report.user_properties:
             figure, found = told if isinstance(told, list) else ("", told)
             terminalreporter.line(f"{goal:44} {figure:28} {found}")
+
+
+@pytest.fixture(autouse=True)
+def admin_as_it_was() -> Iterator[None]:
+    """An app that only one test installs registers its models with the admin for all that follow."""
+    before = dict(site._registry)
+    yield
+    site._registry = before
 
 
 @pytest.fixture(autouse=True)

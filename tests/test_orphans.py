@@ -180,9 +180,7 @@ def duration(tenant: Tenant) -> float:
     return time.monotonic() - began
 
 
-def test_paused__after_its_claim_it_blocks_nobody(
-    make_tenant: MakeTenant, settings: Any
-) -> None:
+def test_paused__after_its_claim_it_blocks_nobody(make_tenant: MakeTenant, settings: Any) -> None:
     settings.TENANT_MIGRATIONS = {**settings.TENANT_MIGRATIONS, "lease": 1, "heartbeat": 0.3}
     run = request_run(make_tenant(), Request(via="api"))
     process = dying_worker(run.pk, statement="WITH rollout AS", after=True, how=signal.SIGSTOP)

@@ -1,6 +1,6 @@
 from psycopg2 import errorcodes, sql
 
-from tenants.backends.base import creating, has_tables, in_its_database, resolved_server_settings, server_cursor
+from tenants.backends.base import creating, has_tables, resolved_server_settings, server_cursor
 from tenants.models import Tenant
 from tenants.roles import drop_role, tenant_role
 from tenants.servers import DatabaseSettings
@@ -10,7 +10,8 @@ class DatabaseBackend:
     """A database of its own on the server."""
 
     def connection_settings(self, tenant: Tenant) -> DatabaseSettings:
-        return in_its_database(tenant)
+        # Never the server's own, however little the tenant's row says.
+        return {**resolved_server_settings(tenant), "NAME": tenant.database_name}
 
     def exists(self, tenant: Tenant) -> bool:
         with server_cursor(resolved_server_settings(tenant)) as cursor:
