@@ -87,8 +87,20 @@ def test_list__what_a_tenant_looks_like(viewer: APIClient) -> None:
         "status_detail": "Not looked at yet.",
         "pending": 0,
         "observed_at": None,
+        "batch": None,
+        "migrated_at": None,
     }
     assert viewer.get("/tenants/acme").json() == viewer.get("/tenants").json()["results"][0]
+
+
+def test_list__names_the_run_that_brought_a_tenant_there(make_tenant: Callable[..., Tenant], viewer: APIClient) -> None:
+    tenant = make_tenant("acme")
+    make_tenant("globex")
+    first = carry_out(request_run(tenant, Request()).pk)
+    carry_out(request_run(tenant, Request()).pk)  # which finds nothing to do
+    acme, globex = viewer.get("/tenants").json()["results"]
+    assert (acme["batch"], datetime.fromisoformat(acme["migrated_at"])) == (first.pk, first.finished_at)
+    assert (globex["batch"], globex["migrated_at"]) == (None, None)
 
 
 def test_list__by_isolation(viewer: APIClient) -> None:

@@ -42,9 +42,12 @@ def test_table__has_a_line_for_each_tenant(make_tenant: Callable[..., Tenant]) -
     database = f"acme_{configured.SUFFIX}_db"
     gap = " " * (len(database) + 2)
     lines = result.out.splitlines()
+    run = MigrationRun.objects.get()
+    ended = f"{run.finished_at:%Y-%m-%d %H:%M:%S}".split()
+    place = ["database", "shop", database, "public"]
     assert lines[0].split("  ")[0] == "tenant id"
     assert [line.split() for line in lines[1:]] == [
-        ["acme", "ACME", "Corporation", "database", "shop", database, "public", "up_to_date", "15", "0"],
+        ["acme", "ACME", "Corporation", *place, "up_to_date", "15", "0", str(run.pk), *ended],
         ["globex", "Globex", "[red]Inc[/red]", "schema", "shop", "public_globex", "pending", "0", "15"],
     ]
     assert f"shop      {gap}public_globex" in result.out
@@ -74,6 +77,8 @@ def test_csv__quotes_what_needs_it(make_tenant: Callable[..., Tenant]) -> None:
         "status": "pending",
         "applied": "0",
         "pending": "15",
+        "batch": "",
+        "migrated_at": "",
         "unknown": "",
         "detail": "",
         "suspended": "False",

@@ -3,10 +3,11 @@
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from datetime import datetime
 from itertools import islice
 from typing import Any
 
-from django.db.models import F
+from django.db.models import Exists, F, OuterRef
 
 from migrations_api.exceptions import InvalidOptions, InvalidTransition, NothingToRollBack, UnloadableMigrations
 from migrations_api.models import Action, AppliedSet, MigrationRun, Rollout, RunStep
@@ -286,3 +287,19 @@ def _marks(stored: Sequence[int] | None) -> Marks | None:
 
 def _keys(rows: Sequence[Sequence[str]]) -> list[Key]:
     return [(app_label, name) for app_label, name in rows]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LastBatch:
+    """The newest run that has changed a tenant, and when it ended; a repair is one, too."""
+
+    run_id: int
+    ended: datetime | None
+
+
+def last_batches(tenant_ids: Collection[str]) -> dict[str, LastBatch]:
+    """By tenant; one query, however many there are."""
+    done = RunStep.objects.filter(run=OuterRef("pk"), state__in=DONE_STEP_STATES)
+    newest = MigrationRun.objects.filter(Exists(done), tenant__in=tenant_ids).order_by("tenant_id", "-pk")
+    rows = newest.distinct("tenant_id").values_list("tenant_id", "pk", "finished_at")
+    return {tenant_id: LastBatch(run_id=run_id, ended=ended) for tenant_id, run_id, ended in rows}

@@ -11,13 +11,17 @@ from tenants.models import Tenant
 
 
 class TenantSerializer(serializers.ModelSerializer[Tenant]):
-    """A tenant with where it stood when it was last looked at; `context["standings"]` has that by tenant id."""
+    """A tenant with where it stood when it was last looked at; `context["standings"]` has that by tenant id,
+    and `context["batches"]` what brought it there.
+    """
 
     labels = LabelsField()
     status = serializers.SerializerMethodField()
     status_detail = serializers.SerializerMethodField()
     pending = serializers.SerializerMethodField(help_text="How many migrations are not applied.")
     observed_at = serializers.SerializerMethodField(help_text="When the tenant was last looked at.")
+    batch = serializers.SerializerMethodField(help_text="The newest run that has changed it; null if none has.")
+    migrated_at = serializers.SerializerMethodField(help_text="When that run ended.")
 
     class Meta:
         model = Tenant
@@ -40,6 +44,8 @@ class TenantSerializer(serializers.ModelSerializer[Tenant]):
             "status_detail",
             "pending",
             "observed_at",
+            "batch",
+            "migrated_at",
         ]
         read_only_fields = fields
 
@@ -56,6 +62,16 @@ class TenantSerializer(serializers.ModelSerializer[Tenant]):
     @extend_schema_field(serializers.DateTimeField(allow_null=True))
     def get_observed_at(self, tenant: Tenant) -> Any:
         return self.context["standings"][tenant.tenant_id].observed_at
+
+    @extend_schema_field(serializers.IntegerField(allow_null=True))
+    def get_batch(self, tenant: Tenant) -> int | None:
+        found = self.context["batches"].get(tenant.tenant_id)
+        return found.run_id if found else None
+
+    @extend_schema_field(serializers.DateTimeField(allow_null=True))
+    def get_migrated_at(self, tenant: Tenant) -> Any:
+        found = self.context["batches"].get(tenant.tenant_id)
+        return found.ended if found else None
 
 
 class TenantMigrationSerializer(serializers.Serializer[Any]):

@@ -7,7 +7,7 @@ from rest_framework.response import Response
 
 from migrations_api.models import RequestedVia, Role
 from migrations_api.orchestrator import requests
-from migrations_api.orchestrator.batches import migration_status
+from migrations_api.orchestrator.batches import last_batches, migration_status
 from migrations_api.orchestrator.fleet import plan_for
 from migrations_api.orchestrator.holds import hold, release
 from migrations_api.orchestrator.observations import statuses_filter, stored_standings
@@ -43,8 +43,8 @@ from tenants.names import validate_name
 
 
 def tenant_data(tenants: list[Tenant]) -> Any:
-    standings = stored_standings(tenants)
-    return TenantSerializer(tenants, many=True, context={"standings": standings}).data
+    context = {"standings": stored_standings(tenants), "batches": last_batches([tenant.pk for tenant in tenants])}
+    return TenantSerializer(tenants, many=True, context=context).data
 
 
 class TenantsView(ServiceView):

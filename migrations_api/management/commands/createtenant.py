@@ -36,8 +36,8 @@ class Command(ServiceCommand):
         answers = self._ask(options) if options["interactive"] else self._given(options)
         tenant = create(**answers, labels=dict(options["labels"]), provision=not register_only)
         if options["format"] == "json":
-            standings = stored_standings([tenant])
-            self.write_json(TenantSerializer(tenant, context={"standings": standings}).data)
+            context = {"standings": stored_standings([tenant]), "batches": {}}
+            self.write_json(TenantSerializer(tenant, context=context).data)
         elif options["verbosity"] >= 1:
             home = tenant.database_name or tenant.schema_name
             done = "registered" if register_only else "created"
