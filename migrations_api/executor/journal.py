@@ -71,6 +71,8 @@ class JournalKeeper:
     ) -> None:
         # All statements of the step that were begun and not refused.
         self.statements = 0
+        # Whether any statement of the step was begun, were it refused since.
+        self.has_begun = False
         # Whether one of them may have changed what the transaction's locks do not show.
         self.has_unlocked = False
         self._connection = connection
@@ -116,6 +118,7 @@ class JournalKeeper:
 
     def _begin(self, statements: int) -> None:
         self.statements += statements
+        self.has_begun = True
         number, begun = self._place
         self.at(number, begun + statements)
 

@@ -227,7 +227,8 @@ class TenantMigrator(Planner):
             yield finish
 
     def _tell(self, operation: int, statements: int) -> None:
-        if self.step is not None and not self.step.atomic:
+        # Operations that have sent nothing have left nothing, however many they are.
+        if self.step is not None and not self.step.atomic and self.journal.has_begun:
             self._observer.journal(self.step, operation=operation, statements=statements)
 
     def _journaled(self, migration: Migration, tape: Tape | None = None) -> Migration:
