@@ -6,6 +6,7 @@ that has answered it before. What any session of the database can tell is asked 
 
 import os
 import threading
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -28,7 +29,6 @@ KEEPALIVES: Final = {
     "keepalives_count": 3,
     "tcp_user_timeout": 30_000,
 }
-
 
 Value = str | list[str]
 
@@ -81,10 +81,12 @@ class Watch:
     @property
     def connection(self) -> DatabaseWrapper:
         if self._connection is None:
-            connection = open_connection(_watching(self._server))
-            with translated(), connection.cursor() as cursor:
-                cursor.execute("SELECT pg_backend_pid()")
-                require_direct(cursor.fetchone()[0], connection)
+            with ExitStack() as opened:
+                connection = opened.enter_context(closing(open_connection(_watching(self._server))))
+                with translated(), connection.cursor() as cursor:
+                    cursor.execute("SELECT pg_backend_pid()")
+                    require_direct(cursor.fetchone()[0], connection)
+                opened.pop_all()
             self._connection = connection
         return self._connection
 

@@ -82,10 +82,16 @@ class Tape:
         """A wrapper for the connection's statements."""
         if self._is_on:
             statement = (str(sql), repr(params))
-            if self._expected is not None and list(self._expected[len(self.noted) :][:1]) != [statement]:
+            if not self._is_expected(statement):
                 raise Departure
             self.noted.append(statement)
         return execute(sql, params, many, context)
+
+    def _is_expected(self, statement: Statement) -> bool:
+        if self._expected is None:
+            return True
+        place = len(self.noted)
+        return place < len(self._expected) and self._expected[place] == statement
 
     def is_played_out(self) -> bool:
         return self._expected is None or len(self.noted) == len(self._expected)

@@ -19,8 +19,6 @@ from migrations_api.plan import Applied, Plan, fingerprint
 from migrations_api.states import IN_FLIGHT_RUN_STATES, RUN_TRANSITIONS, STARTING_ROLLOUT_STATES, RunState, StepState
 from tenants.models import Tenant
 
-Row = tuple[object, ...]
-
 
 def _table(model: type[Model]) -> str:
     return f'"{model._meta.db_table}"'

@@ -9,7 +9,8 @@ from django.db.models import F, OuterRef, Subquery
 from django.db.models.functions import Now
 
 from migrations_api.dispatch.base import Emit
-from migrations_api.events import RunEnded, RunStarted
+from migrations_api.dispatch.history import run_ended
+from migrations_api.events import RunStarted
 from migrations_api.exceptions import PlanError
 from migrations_api.executor import Options
 from migrations_api.models import Action, AppliedSet, MigrationRun, Rollout, TenantObservation
@@ -49,6 +50,7 @@ def _batches(rollout: Rollout) -> Iterator[Sequence[MigrationRun]]:
     pending = (
         rollout.runs.filter(state=RunState.PENDING, wave__lte=rollout.open_wave, attempt=0)
         .exclude(tenant__isolation=Isolation.DATABASE)
+        .filter(tenant__held_at=None)
         .filter(tenant__observation__partial=False, tenant__observation__error_code="")
         .annotate(last_state=Subquery(last.values("state")[:1]), left=Subquery(last.values("applied_after")[:1]))
         .filter(last_state=RunState.SUCCEEDED, left=F("tenant__observation__applied"))
@@ -69,32 +71,24 @@ def _idle(
     at: defaultdict[tuple[str, Applied], list[MigrationRun]] = defaultdict(list)
     for run in runs:
         found = seen[run.tenant_id].applied
-        if found is not None and not _is_held(run):
+        if found is not None:
             at[run.tenant.isolation, frozenset(found)].append(run)
     for (_, applied), there in at.items():
         plan = plan_once(there[0].tenant, applied, plans, target_of(rollout))
         if not isinstance(plan, PlanError) and not (plan.steps or plan.replacements or plan.unknown):
             name = fingerprint(applied)
-            yield plan, applied, [run for run in there if _left(run) == name]
-
-
-def _is_held(run: MigrationRun) -> bool:
-    return run.tenant.held_at is not None
-
-
-def _left(run: MigrationRun) -> str:
-    return str(run.left)  # type: ignore[attr-defined]  # annotated
+            yield plan, applied, [run for run in there if run.left == name]  # type: ignore[attr-defined]  # annotated
 
 
 def _end(rollout: Rollout, runs: Sequence[MigrationRun], plan: Plan, after: Applied, emit: Emit) -> int:
     """Under the rollout's lock: one that is being paused starts nothing."""
-    ids = [run.pk for run in runs]
     with transaction.atomic():
         locked = Rollout.objects.select_for_update(no_key=True).filter(pk=rollout.pk, state__in=STARTING_ROLLOUT_STATES)
         if not locked.exists():
             return 0
         free = MigrationRun.objects.select_for_update(no_key=True, skip_locked=True)
-        ids = list(free.filter(pk__in=ids, state=RunState.PENDING).values_list("pk", flat=True))
+        asked = [run.pk for run in runs]
+        ids = set(free.filter(pk__in=asked, state=RunState.PENDING).values_list("pk", flat=True))
         MigrationRun.objects.filter(pk__in=ids).transition(
             "confirm",
             attempt=F("attempt") + 1,
@@ -104,21 +98,10 @@ def _end(rollout: Rollout, runs: Sequence[MigrationRun], plan: Plan, after: Appl
             applied_before_id=AppliedSet.store(plan.applied),
             applied_after_id=AppliedSet.store(after),
         )
-        ended = [run for run in runs if run.pk in set(ids)]
+        ended = [run for run in runs if run.pk in ids]
         TenantObservation.objects.filter(pk__in=[run.tenant_id for run in ended]).update(observed_at=Now())
     for run in ended:
         emit(RunStarted(run_id=run.pk, tenant_id=run.tenant_id, tenant_name=run.tenant.name))
-        emit(_told(run))
+        run.state = RunState.SUCCEEDED
+        emit(run_ended(run, steps=0))
     return len(ended)
-
-
-def _told(run: MigrationRun) -> RunEnded:
-    return RunEnded(
-        run_id=run.pk,
-        tenant_id=run.tenant_id,
-        state=RunState.SUCCEEDED,
-        steps=0,
-        error_code="",
-        failed_step="",
-        message="",
-    )

@@ -275,7 +275,7 @@ class _Progress:
     def __init__(self, run: MigrationRun) -> None:
         self.is_canceled = False
         self._run = run
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._begun: dict[int, float] = {}
         self._over: set[int] = set()
         self._news: dict[int, tuple[str, float | None]] = {}
@@ -307,10 +307,11 @@ class _Progress:
 
     def told(self) -> list[StepProgress]:
         instant = time.monotonic()
-        return [
-            StepProgress(position=position, state=state, seconds=seconds, ago=instant - self._begun[position])
-            for position, (state, seconds) in self._news.items()
-        ]
+        with self._lock:
+            return [
+                StepProgress(position=position, state=state, seconds=seconds, ago=instant - self._begun[position])
+                for position, (state, seconds) in self._news.items()
+            ]
 
     def write(self) -> None:
         """Learn on the way whether the run is to be canceled; raises AttemptLost."""

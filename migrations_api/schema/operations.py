@@ -86,6 +86,13 @@ class CompleteField(AlterFieldOnline):
         return f"Complete field {self.name} on {self.model_name} without blocking"
 
 
+def _model_online(operation: AddIndex | RemoveIndex, app_label: str, schema_editor: Any, state: ProjectState) -> Any:
+    """The model whose index is to change, outside of a transaction; None where the database has no part of it."""
+    online.require_no_transaction(schema_editor, operation.describe())
+    model = state.apps.get_model(app_label, operation.model_name)
+    return model if operation.allow_migrate_model(schema_editor.connection.alias, model) else None
+
+
 class AddIndexOnline(AddIndexConcurrently):
     """AddIndexConcurrently, which first drops what an earlier attempt has left invalid."""
 
@@ -95,9 +102,7 @@ class AddIndexOnline(AddIndexConcurrently):
         if not online.is_postgresql(schema_editor):
             AddIndex.database_forwards(self, app_label, schema_editor, from_state, to_state)
             return
-        online.require_no_transaction(schema_editor, self.describe())
-        model = to_state.apps.get_model(app_label, self.model_name)
-        if self.allow_migrate_model(schema_editor.connection.alias, model):
+        if model := _model_online(self, app_label, schema_editor, to_state):
             _build(schema_editor, model, self.index)
 
     def database_backwards(
@@ -106,9 +111,7 @@ class AddIndexOnline(AddIndexConcurrently):
         if not online.is_postgresql(schema_editor):
             AddIndex.database_backwards(self, app_label, schema_editor, from_state, to_state)
             return
-        online.require_no_transaction(schema_editor, self.describe())
-        model = from_state.apps.get_model(app_label, self.model_name)
-        if self.allow_migrate_model(schema_editor.connection.alias, model):
+        if model := _model_online(self, app_label, schema_editor, from_state):
             _drop(schema_editor, model, self.index)
 
 
@@ -121,12 +124,8 @@ class RemoveIndexOnline(RemoveIndexConcurrently):
         if not online.is_postgresql(schema_editor):
             RemoveIndex.database_forwards(self, app_label, schema_editor, from_state, to_state)
             return
-        online.require_no_transaction(schema_editor, self.describe())
-        model = from_state.apps.get_model(app_label, self.model_name)
-        if self.allow_migrate_model(schema_editor.connection.alias, model):
-            _drop(
-                schema_editor, model, from_state.models[app_label, self.model_name_lower].get_index_by_name(self.name)
-            )
+        if model := _model_online(self, app_label, schema_editor, from_state):
+            _drop(schema_editor, model, self._index_of(app_label, from_state))
 
     def database_backwards(
         self, app_label: str, schema_editor: Any, from_state: ProjectState, to_state: ProjectState
@@ -134,9 +133,7 @@ class RemoveIndexOnline(RemoveIndexConcurrently):
         if not online.is_postgresql(schema_editor):
             RemoveIndex.database_backwards(self, app_label, schema_editor, from_state, to_state)
             return
-        online.require_no_transaction(schema_editor, self.describe())
-        model = to_state.apps.get_model(app_label, self.model_name)
-        if self.allow_migrate_model(schema_editor.connection.alias, model):
+        if model := _model_online(self, app_label, schema_editor, to_state):
             _build(schema_editor, model, self._index_of(app_label, to_state))
 
     def _index_of(self, app_label: str, state: ProjectState) -> Any:
