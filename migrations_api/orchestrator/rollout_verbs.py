@@ -74,9 +74,11 @@ def take_over(rollout: Rollout) -> bool:
 
 
 def is_abandoned(rollout: Rollout) -> bool:
-    """Whether the command that was to carry it out is gone before its end."""
+    """Whether the command that was to carry it out is gone before its end, and so is whoever had a run of it."""
     left = Rollout.objects.filter(foreground=True, state__in=ACTIVE_ROLLOUT_STATES, lease_expires_at__lt=Now())
-    return left.filter(pk=rollout.pk).exists()
+    # A worker renews the lease of its run after that of the rollout, and ends a little later.
+    held = rollout.runs.in_flight().filter(lease_expires_at__gte=Now())
+    return left.filter(pk=rollout.pk).exists() and not held.exists()
 
 
 def promote(rollout: Rollout, *, full: bool = False) -> None:
