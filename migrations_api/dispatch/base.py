@@ -19,7 +19,7 @@ class Work(Protocol):
 class Terms:
     """On which runs are dispatched. `max_concurrency` limits those in flight, whatever is submitted.
 
-    With `looks_ahead` nothing depends on how a run ends before the next one begins: a worker may have one more waiting.
+    With `looks_ahead` nothing depends on how a run ends before the next one begins: a worker may have more waiting.
 
     With `leaves_running` another driver carries on where this one ends: once `should_stop` says so, what is not done by
     processes of this machine is neither stopped nor waited for.
@@ -37,16 +37,17 @@ class Terms:
 class Dispatcher(Protocol):
     """How "work on that run" reaches a worker; what the work is, it does not know.
 
-    A driver calls `submit` while `free` is above zero, `wait`s for progress, and in the end calls `close`, once. A run
-    whose worker dies is no longer held: its lease ends, and the truth is read from the tenant. Where the dispatcher is
-    certain that the worker is gone, it tells `on_lost`, which must not raise.
+    A driver `submit`s no more than are `free`, `wait`s for progress, and in the end calls `close`, once. What was
+    submitted and not begun when `should_stop` says so is not begun. A run whose worker dies is no longer held: its
+    lease ends, and the truth is read from the tenant. Where the dispatcher is certain that the worker is gone, it tells
+    `on_lost`, which must not raise.
     """
 
     def __init__(self, terms: Terms) -> None: ...
 
     @property
     def free(self) -> int:
-        """How many more runs can be submitted now."""
+        """How many more runs can be submitted now; 0 as well while every worker has some waiting."""
 
     @property
     def held(self) -> frozenset[int]:

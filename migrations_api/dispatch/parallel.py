@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+import time
 from collections import deque
 from contextlib import suppress
 from multiprocessing import active_children, get_context
@@ -12,6 +13,7 @@ from multiprocessing.process import BaseProcess
 from django.db import connections
 
 from migrations_api.dispatch.base import Terms, Work
+from migrations_api.dispatch.lookahead import Lookahead
 from migrations_api.events import Event
 from tenants.binding import cancel_statement
 from tenants.conf import load_conf
@@ -52,6 +54,21 @@ class _Worker:
         # The first is what it works on.
         self.run_ids: deque[int] = deque()
         self.done = 0
+        self._since = time.monotonic()
+
+    def submit(self, run_id: int) -> None:
+        if not self.run_ids:
+            self._since = time.monotonic()
+        self.run_ids.append(run_id)
+        with suppress(OSError):  # it has died just now, which the next wait() finds out
+            self.pipe.send(run_id)
+
+    def ended(self) -> float:
+        """What it works on is done; returns how many seconds that took."""
+        self.run_ids.popleft()
+        self.done += 1
+        since, self._since = self._since, time.monotonic()
+        return self._since - since
 
 
 def _serve(pipe: Connection, work: Work) -> None:
@@ -112,7 +129,7 @@ class ParallelDispatcher:
     def __init__(self, terms: Terms) -> None:
         self._terms = terms
         self._max = min(terms.max_concurrency, load_conf().max_workers)
-        self._for_each = 2 if terms.looks_ahead else 1
+        self._lookahead = Lookahead(is_allowed=terms.looks_ahead)
         self._per_worker = load_conf().tenants_per_worker
         self._workers: list[_Worker] = []
         self._told_to_stop = False
@@ -120,7 +137,14 @@ class ParallelDispatcher:
     @property
     def free(self) -> int:
         unborn = self._max - len(self._workers)
+        if not unborn and all(len(worker.run_ids) > 1 for worker in self._workers):
+            # Nobody is about to be idle.
+            return 0
         return unborn * self._for_each + sum(self._room(worker) for worker in self._workers)
+
+    @property
+    def _for_each(self) -> int:
+        return 1 + self._lookahead.waiting
 
     @property
     def held(self) -> frozenset[int]:
@@ -131,10 +155,7 @@ class ParallelDispatcher:
         for idle in [worker for worker in self._workers if not worker.run_ids]:
             if not idle.process.is_alive():
                 self._retire(idle)
-        worker = self._least_busy()
-        worker.run_ids.append(run_id)
-        with suppress(OSError):  # it has died just now, which the next wait() finds out
-            worker.pipe.send(run_id)
+        self._least_busy().submit(run_id)
 
     def _least_busy(self) -> _Worker:
         open_ones = [worker for worker in self._workers if self._room(worker)]
@@ -176,8 +197,7 @@ class ParallelDispatcher:
                 if isinstance(message, Event):
                     self._terms.emit(message)
                 else:
-                    worker.run_ids.popleft()
-                    worker.done += 1
+                    self._lookahead.took(worker.ended())
         except (EOFError, ConnectionResetError):
             self._retire(worker)
             # What it had not begun is nobody's again, and is submitted once more.

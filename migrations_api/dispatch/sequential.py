@@ -1,4 +1,7 @@
+import time
+
 from migrations_api.dispatch.base import Terms
+from migrations_api.dispatch.lookahead import Lookahead
 
 
 class SequentialDispatcher:
@@ -6,17 +9,22 @@ class SequentialDispatcher:
 
     def __init__(self, terms: Terms) -> None:
         self._terms = terms
+        self._lookahead = Lookahead(is_allowed=terms.looks_ahead)
 
     @property
     def free(self) -> int:
-        return 1
+        return 1 + self._lookahead.waiting
 
     @property
     def held(self) -> frozenset[int]:
         return frozenset()
 
     def submit(self, run_id: int) -> None:
+        if self._terms.looks_ahead and self._terms.should_stop():
+            return
+        began = time.monotonic()
         self._terms.work(run_id, emit=self._terms.emit, should_stop=self._terms.should_stop)
+        self._lookahead.took(time.monotonic() - began)
 
     def wait(self, timeout: float) -> None:
         """Nothing is ever in flight between two calls."""
