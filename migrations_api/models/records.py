@@ -7,7 +7,7 @@ import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from django.db import connection
 from django.db.models import Model
@@ -19,9 +19,15 @@ from migrations_api.plan import Applied, Plan, fingerprint
 from migrations_api.states import IN_FLIGHT_RUN_STATES, RUN_TRANSITIONS, STARTING_ROLLOUT_STATES, RunState, StepState
 from tenants.models import Tenant
 
+M = TypeVar("M", bound=Model)
+
 
 def _table(model: type[Model]) -> str:
     return f'"{model._meta.db_table}"'
+
+
+def _columns_of(model: type[Model], alias: str) -> str:
+    return ", ".join(f'{alias}."{field.column}"' for field in model._meta.concrete_fields)
 
 
 _RUN, _STEP = _table(MigrationRun), _table(RunStep)
@@ -31,19 +37,19 @@ CLAIM_SQL: Final = f"""
     WITH rollout AS (
         SELECT state FROM {_table(Rollout)} WHERE id = (SELECT rollout_id FROM {_RUN} WHERE id = %(run)s) FOR SHARE
     )
-    UPDATE {_RUN}
+    UPDATE {_RUN} r
        SET state = %(to)s, attempt = attempt + 1, waiting_cause = '', started_at = coalesce(started_at, now()),
            lease_expires_at = now() + %(lease)s * interval '1 second'
-     WHERE id = %(run)s AND state = ANY(%(sources)s)
+      FROM {_table(Tenant)} t
+     WHERE r.id = %(run)s AND t.tenant_id = r.tenant_id AND state = ANY(%(sources)s)
        AND (state <> %(pending)s OR NOT EXISTS (SELECT FROM rollout WHERE state <> ALL(%(starting)s)))
-    RETURNING *
+    RETURNING {_columns_of(MigrationRun, "r")}, {_columns_of(Tenant, "t")}
 """  # noqa: S608 - names of our own tables
 # Kept by its name before anything refers to it; thousands of tenants stand at a few sets.
 _SET: Final = f"""
         INSERT INTO {_table(AppliedSet)} (fingerprint, migrations)
         SELECT %(set)s, %(migrations)s::jsonb WHERE %(set)s IS NOT NULL ON CONFLICT DO NOTHING
 """
-TENANT_SQL: Final = f"SELECT * FROM {_table(Tenant)} WHERE tenant_id = %s"  # noqa: S608
 BEGIN_SQL: Final = f"""
     WITH applied AS ({_SET}), mine AS (
         UPDATE {_RUN} SET waiting_cause = '', plan_digest = %(digest)s, applied_before_id = %(set)s,
@@ -117,10 +123,23 @@ def claim(run_id: int, *, lease: float) -> MigrationRun | None:
     sources, to = RUN_TRANSITIONS["claim"]
     values: dict[str, Any] = {"run": run_id, "lease": lease, "to": to, "sources": list(sources)}
     states: dict[str, Any] = {"pending": RunState.PENDING, "starting": list(STARTING_ROLLOUT_STATES)}
-    for run in MigrationRun.objects.raw(CLAIM_SQL, {**values, **states}):
-        [run.tenant] = Tenant.objects.raw(TENANT_SQL, [run.tenant_id])
-        return run
-    return None
+    with connection.cursor() as cursor:
+        cursor.execute(CLAIM_SQL, {**values, **states})
+        row = cursor.fetchone()
+    if row is None:
+        return None
+    own = len(MigrationRun._meta.concrete_fields)
+    run = _loaded(MigrationRun, row[:own])
+    run.tenant = _loaded(Tenant, row[own:])
+    return run
+
+
+def _loaded(model: type[M], row: Sequence[Any]) -> M:
+    loaded = {
+        field.attname: field.from_db_value(value, None, connection) if hasattr(field, "from_db_value") else value
+        for field, value in zip(model._meta.concrete_fields, row, strict=True)
+    }
+    return model.from_db(connection.alias, list(loaded), list(loaded.values()))
 
 
 def begin(run: MigrationRun, plan: Plan, *, steps: Collection[RunStep]) -> bool:
