@@ -159,7 +159,7 @@ class Recorder:
     def beat(self) -> None:
         """Called now and then by another thread, for which `default` is the control plane at all times."""
         with suppress(AttemptLost):  # which the next step finds out
-            self._progress.write()
+            self._progress.write(is_between_steps=False)
 
     def copied(self) -> None:
         """All steps of the plan at once, by a transaction that has been committed."""
@@ -313,15 +313,19 @@ class _Progress:
                 for position, (state, seconds) in self._news.items()
             ]
 
-    def write(self) -> None:
-        """Learn on the way whether the run is to be canceled; raises AttemptLost."""
+    def write(self, *, is_between_steps: bool = True) -> None:
+        """Learn on the way whether the run is to be canceled; raises AttemptLost.
+
+        What is learned in the middle of a step may be old by its end, and does not put off the next look.
+        """
         with self._lock:
             found = records.progress(self._run, self.told())
             if found is None:
                 raise AttemptLost
             self.is_canceled = found
             self._news.clear()
-            self.wrote()
+            if is_between_steps:
+                self.wrote()
 
 
 def _state_of(result: StepResult) -> str:
