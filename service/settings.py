@@ -132,6 +132,7 @@ TENANT_ROLE_TEMPLATE = env_str("TENANT_ROLE_TEMPLATE")
 TENANT_MIGRATIONS = env_json("TENANT_MIGRATIONS")
 
 # Used where the executor is "celery". Messages may be lost or come twice: what counts is in the control plane.
+TENANT_CELERY_APP = "service.celery.app"
 CELERY_BROKER_URL = env_str("CELERY_BROKER_URL", "redis://127.0.0.1:6379/0")
 _RABBITMQ = CELERY_BROKER_URL.startswith(("amqp://", "amqps://", "pyamqp://"))
 CELERY_TASK_DEFAULT_QUEUE = "tenant-migrations"

@@ -1,5 +1,4 @@
 from collections.abc import Sequence
-from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
@@ -10,6 +9,7 @@ from django.db import DEFAULT_DB_ALIAS
 
 from tenants import names
 from tenants.app_sets import control_plane_labels, missing_apps
+from tenants.broker import current_app
 from tenants.conf import load_conf
 from tenants.exceptions import InvalidName
 from tenants.servers import ENGINE, server_aliases, server_settings
@@ -135,7 +135,7 @@ def check_celery(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list
         return []  # which check_conf tells
     if find_spec("celery") is None:
         missing, hint = "Celery is not installed", "Install the celery extra: pip install '.[celery]'."
-    elif not import_module("celery").current_app.conf.broker_url:
+    elif not current_app().conf.broker_url:
         missing, hint = "no broker is configured", "Set CELERY_BROKER_URL, such as redis://127.0.0.1:6379/0."
     else:
         return []

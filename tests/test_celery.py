@@ -1,5 +1,6 @@
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -8,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from celery import current_app
 from django.conf import settings as configured
 from django.core import checks
 from django.core.exceptions import ImproperlyConfigured
@@ -19,10 +19,12 @@ from migrations_api.dispatch.remote import TASK, CeleryDispatcher
 from migrations_api.events import Event, RunEnded, RunPlanned, RunStarted, StepFinished, StepStarted
 from migrations_api.models import MigrationRun
 from migrations_api.orchestrator.abandoned import settle_abandoned
+from migrations_api.orchestrator.recorder import PACE
 from migrations_api.orchestrator.requests import Request, request_run
 from migrations_api.orchestrator.work import work
 from migrations_api.plan import Target
 from migrations_api.states import RunState
+from tenants.broker import current_app
 from tenants.driver_errors import redact
 from tenants.models import Tenant
 from tests import catalog
@@ -160,8 +162,8 @@ def finish(dispatcher: CeleryDispatcher, *runs: MigrationRun) -> None:
 
 def send(run: MigrationRun) -> None:
     # The connections of Celery's pool are to the broker of the first test.
-    with current_app.connection_for_write() as broker:
-        current_app.send_task(TASK, args=[run.pk], connection=broker)
+    with current_app().connection_for_write() as broker:
+        current_app().send_task(TASK, args=[run.pk], connection=broker)
 
 
 def queued(redis: RedisServer) -> int:
@@ -405,6 +407,7 @@ def test_stop__reaches_what_is_held_unless_another_driver_carries_on(
         dispatcher.wait(0.1)
         assert dispatcher.held == (frozenset() if leaves_running else {run.pk})
         assert (state(run), run.cancel_requested) == ("running", not leaves_running)
+        time.sleep(PACE)
     dispatcher.close()
     if leaves_running:
         wait_until(lambda: state(run) != "running")
@@ -502,7 +505,7 @@ def test_redact__the_password_of_the_broker(settings: Any, url: str) -> None:
 
 
 def test_settings__are_the_ones_that_celery_has() -> None:
-    conf = current_app.conf
+    conf = current_app().conf
     assert conf.task_default_queue == QUEUE
     assert (conf.accept_content, conf.task_serializer, conf.task_ignore_result) == (["json"], "json", True)
     assert (conf.result_backend, conf.worker_hijack_root_logger) == (None, False)

@@ -6,7 +6,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
-from celery import current_app
 from django.db import DEFAULT_DB_ALIAS, DatabaseError, connections
 from django.db.models import BooleanField, ExpressionWrapper, Q
 from django.db.models.functions import Now
@@ -16,6 +15,7 @@ from migrations_api.dispatch.base import Terms
 from migrations_api.dispatch.history import events_of
 from migrations_api.models import MigrationRun
 from migrations_api.states import ACTIVE_RUN_STATES, IN_FLIGHT_RUN_STATES, RunState
+from tenants.broker import current_app
 from tenants.conf import load_conf
 
 logger = logging.getLogger(__name__)
@@ -165,11 +165,11 @@ class _Broker:
     def _send(self, run_id: int, expires: float) -> None:
         if self._connection is None:
             timeouts = {"socket_connect_timeout": ANSWER_WITHIN, "socket_timeout": ANSWER_WITHIN}
-            redis = current_app.connection_for_write().transport.driver_type == "redis"
-            self._connection = current_app.connection_for_write(
+            redis = current_app().connection_for_write().transport.driver_type == "redis"
+            self._connection = current_app().connection_for_write(
                 connect_timeout=ANSWER_WITHIN, transport_options={"max_retries": 0, **(timeouts if redis else {})}
             )
-        current_app.send_task(
+        current_app().send_task(
             TASK,
             args=[run_id],
             connection=self._connection,
