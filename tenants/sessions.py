@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, fields
-from typing import Any, Final, NoReturn
+from typing import Final, NoReturn
 
 from django.conf import settings
 from django.db import DEFAULT_DB_ALIAS
@@ -59,11 +59,8 @@ class HomeFacts:
     closed: list[str]
 
 
-# No catalog is read: a new session has none of it at hand.
-SESSION_SQL: Final = """
-    SELECT current_database(), current_user::text, pg_backend_pid(), current_setting('server_version_num')::int,
-           pg_is_in_recovery(), current_setting('transaction_read_only')::bool
-"""
+# No catalog is read, and nothing is cast: a new session has none of it at hand.
+SESSION_SQL: Final = "SELECT current_database(), current_user, pg_backend_pid()"
 # Each row is looked up by a unique index: the catalog may hold many thousands of schemas.
 HOME: Final = Question(
     name="home",
@@ -174,16 +171,22 @@ def _connect(connection: DatabaseWrapper, tenant: Tenant) -> None:
 def _session_facts(connection: DatabaseWrapper) -> SessionFacts:
     with connection.cursor() as cursor:
         cursor.execute(SESSION_SQL)
-        return SessionFacts(**_named(SessionFacts, cursor.fetchone()))
+        database, user, backend_pid = cursor.fetchone()
+    # The rest the server has told when the session began.
+    told = connection.connection.info
+    return SessionFacts(
+        database=database,
+        user=user,
+        backend_pid=backend_pid,
+        server_version=told.server_version,
+        standby=told.parameter_status("in_hot_standby") == "on",
+        read_only=told.parameter_status("default_transaction_read_only") == "on",
+    )
 
 
 def _home_facts(reader: Reader, tenant: Tenant) -> HomeFacts:
     [row] = reader.rows(HOME, list(load_conf().extra_search_path), tenant.schema_name)
-    return HomeFacts(**_named(HomeFacts, row))
-
-
-def _named(kind: type[SessionFacts | HomeFacts], row: tuple[Any, ...]) -> dict[str, Any]:
-    return dict(zip((field.name for field in fields(kind)), row, strict=True))
+    return HomeFacts(**dict(zip((field.name for field in fields(HomeFacts)), row, strict=True)))
 
 
 # The first finding counts: those that make the others meaningless come first.
