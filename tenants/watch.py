@@ -6,12 +6,15 @@ that has answered it before. What any session of the database can tell is asked 
 
 import os
 import threading
+from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, Protocol
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.postgresql.base import DatabaseWrapper
+from psycopg2 import sql
 
 from tenants.backends import backend_for
 from tenants.backends.base import require_direct
@@ -57,6 +60,9 @@ class Reader(Protocol):
 
     def rows(self, question: Question, *values: Value) -> list[tuple[Any, ...]]: ...
 
+    def look(self, statement: sql.Composed) -> list[tuple[Any, ...]]:
+        """What is there, by a statement that names the tenant's schema and is not prepared."""
+
 
 class OwnSession:
     """The tenant's own, where there is no other."""
@@ -67,6 +73,11 @@ class OwnSession:
     def rows(self, question: Question, *values: Value) -> list[tuple[Any, ...]]:
         with translated(), self._connection.cursor() as cursor:
             cursor.execute(question.statement, values)
+            return list(cursor.fetchall())
+
+    def look(self, statement: sql.Composed) -> list[tuple[Any, ...]]:
+        with translated(), self._connection.cursor() as cursor:
+            cursor.execute(statement)
             return list(cursor.fetchall())
 
 
@@ -94,14 +105,25 @@ class Watch:
         return self._server == server
 
     def rows(self, question: Question, *values: Value) -> list[tuple[Any, ...]]:
+        return self._asked(partial(self._rows, question, values))
+
+    def look(self, statement: sql.Composed) -> list[tuple[Any, ...]]:
+        return self._asked(partial(self._look, statement))
+
+    def _asked(self, ask: Callable[[], list[tuple[Any, ...]]]) -> list[tuple[Any, ...]]:
         was_open = self._connection is not None
         try:
-            return self._rows(question, values)
+            return ask()
         except ServerUnreachable:
             self.close()
             if not was_open:
                 raise
-            return self._rows(question, values)
+            return ask()
+
+    def _look(self, statement: sql.Composed) -> list[tuple[Any, ...]]:
+        with translated(), self.connection.cursor() as cursor:
+            cursor.execute(statement)
+            return list(cursor.fetchall())
 
     def _rows(self, question: Question, values: tuple[Value, ...]) -> list[tuple[Any, ...]]:
         with translated(), self.connection.cursor() as cursor:

@@ -111,13 +111,17 @@ def test_run__leaves_what_stock_django_leaves(tenant: Tenant, history: str, sett
 def test_run__that_follows_another_tenants_leaves_the_same(
     make_tenant: MakeTenant, history: str, settings: Any, caplog: Any
 ) -> None:
-    """The first of those that stand at one place is migrated in Django's own way, the others by what that has shown."""
-    first, second = make_tenant("first"), make_tenant("second")
+    """The first of those that stand at one place is migrated in Django's own way, the others by what that has shown.
+
+    The second one's statements are held against the first one's; the third is sent what both have agreed on.
+    """
+    tenants = [make_tenant(name) for name in ("first", "second", "third")]
     for count, step in enumerate(HISTORIES[history], 1):
-        for tenant in (first, second):
+        for tenant in tenants:
             carry_out(tenant, step, settings)
-        left = snapshot(catalog.tenant_dsn(second), second.schema_name)
-        assert left == stock_snapshot(HISTORIES[history][:count])
+        for tenant in tenants[1:]:
+            left = snapshot(catalog.tenant_dsn(tenant), tenant.schema_name)
+            assert left == stock_snapshot(HISTORIES[history][:count])
     assert "is not what it was for other tenants" not in caplog.text
 
 

@@ -13,6 +13,7 @@ from django.conf import settings as configured
 from django.db.backends.postgresql.schema import DatabaseSchemaEditor
 
 from migrations_api.exceptions import CannotPretend, InvalidOptions, IrreversibleMigration, NothingToRollBack
+from migrations_api.executor import rehearsal
 from migrations_api.executor.transcript import Transcript
 from migrations_api.models import Action, MigrationRun
 from migrations_api.orchestrator.fleet import plan_for
@@ -54,6 +55,12 @@ def _names(monkeypatch: pytest.MonkeyPatch) -> None:
         return _made[-1]
 
     monkeypatch.setattr(shadows, "_new_name", name)
+
+
+@pytest.fixture(autouse=True)
+def _first_tenants() -> None:
+    """Of which every statement goes through a schema editor, where it is captured."""
+    rehearsal._rehearsals.clear()
 
 
 def left_behind() -> set[str]:

@@ -1,10 +1,13 @@
 """What tenants that stand at the same place share in one process, and that nothing else passes from one to the next."""
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import date
 from typing import Any
 
 import pytest
 from django.db import migrations, models
+from django.db.backends.postgresql.schema import DatabaseSchemaEditor
 from django.db.models.signals import pre_migrate
 from psycopg2 import sql
 
@@ -165,6 +168,102 @@ def test_defaults__that_differ_each_time_differ_for_each_tenant(
         assert migrate(tenant).state == "succeeded"
     found = [query(tenant, "SELECT serial FROM orders_order")[0][0] for tenant in tenants]
     assert len(set(found)) == 3
+
+
+@contextmanager
+def schema_editors() -> Iterator[list[str]]:
+    """What is sent by way of them: what Django has written for that very tenant."""
+    found: list[str] = []
+    execute = DatabaseSchemaEditor.execute
+
+    def noted(self: DatabaseSchemaEditor, statement: Any, params: Any = ()) -> Any:
+        found.append(str(statement))
+        return execute(self, statement, params)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DatabaseSchemaEditor, "execute", noted)
+        yield found
+
+
+def test_script__is_sent_to_those_that_come_after_two_that_agreed(
+    make_tenant: MakeTenant, code: Callable[..., None]
+) -> None:
+    total = models.IntegerField(default=7, db_index=True)
+    code(
+        m2=migration("m2", migrations.AddField("Order", "total", total)),
+        m3=migration("m3", migrations.AlterModelOptions("Order", {"ordering": ["number"]}), after="m2"),
+    )
+    tenants = standing_at_first(make_tenant, 4)
+    for tenant in tenants:
+        query(tenant, "INSERT INTO orders_order (number, changed_at) VALUES ('a', now()); SELECT 1")
+    written = []
+    for tenant in tenants:
+        with schema_editors() as found:
+            assert [step.state for step in migrate(tenant).steps.all()] == ["done", "done"]
+        written.append(len(found))
+    assert written[0] == written[1] > 0
+    assert written[2:] == [0, 0]
+    for tenant in tenants:
+        assert query(tenant, "SELECT total FROM orders_order") == [(7,)]
+        assert query(tenant, "SELECT name FROM django_migrations ORDER BY id") == [("0001_initial",), ("m2",), ("m3",)]
+        indexes = query(tenant, "SELECT 1 FROM pg_indexes WHERE schemaname = current_schema() AND indexdef ~ 'total'")
+        assert len(indexes) == 1
+
+
+class Money(models.IntegerField):
+    """Somebody's own: what it is in the database might be decided for each tenant."""
+
+
+TODAY = models.DateField(default=date.today)
+SINCE = models.DateField(auto_now_add=True)
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [
+        migrations.AddField("Order", "on", TODAY),
+        migrations.AddField("Order", "since", SINCE, preserve_default=False),
+        migrations.AddField("Order", "price", Money(null=True)),
+        migrations.AlterField("Order", "number", models.CharField(max_length=12, unique=True)),
+        migrations.RunSQL("ALTER TABLE orders_order ADD COLUMN raw int"),
+        migrations.RenameModel("Order", "Purchase"),
+    ],
+    ids=["default", "auto_now_add", "own field", "unique", "sql", "rename"],
+)
+def test_script__is_only_what_nothing_about_a_tenant_could_change(
+    make_tenant: MakeTenant, code: Callable[..., None], operation: Any
+) -> None:
+    code(m2=migration("m2", operation))
+    for tenant in standing_at_first(make_tenant, 4):
+        with schema_editors() as found:
+            assert migrate(tenant).state == "succeeded"
+        assert found
+
+
+def test_script__that_fails_leaves_nothing_of_the_migration(make_tenant: MakeTenant, code: Callable[..., None]) -> None:
+    fields = [migrations.AddField("Order", name, models.IntegerField(null=True)) for name in ("one", "two")]
+    code(m2=migration("m2", *fields))
+    tenants = standing_at_first(make_tenant, 4)
+    query(tenants[3], "ALTER TABLE orders_order ADD COLUMN two int; SELECT 1")
+    *_, run = [migrate(tenant) for tenant in tenants]
+    assert (run.state, run.sqlstate, run.failed_step) == ("failed", "42701", "orders.m2")
+    columns = "SELECT attname FROM pg_attribute WHERE attrelid = 'orders_order'::regclass AND attname IN ('one', 'two')"
+    assert query(tenants[3], columns) == [("two",)]
+    assert query(tenants[3], "SELECT name FROM django_migrations") == [("0001_initial",)]
+
+
+def test_faults__that_a_tenant_of_a_departed_plan_had_before_are_not_the_runs(
+    make_tenant: MakeTenant, code: Callable[..., None]
+) -> None:
+    numbers = iter(range(100))
+    total = migrations.AddField("Order", "total", models.IntegerField(null=True))
+    serial = migrations.AddField("Order", "serial", models.IntegerField(default=lambda: next(numbers)))
+    code(m2=migration("m2", total), m3=migration("m3", serial, after="m2"))
+    tenants = standing_at_first(make_tenant, 3)
+    for tenant in tenants:
+        query(tenant, "ALTER TABLE orders_order ADD CONSTRAINT old CHECK (id > 0) NOT VALID; SELECT 1")
+        run = migrate(tenant)
+        assert (run.state, run.findings) == ("succeeded", [])
 
 
 def test_receivers__may_add_operations_for_each_tenant(make_tenant: MakeTenant, code: Callable[..., None]) -> None:

@@ -32,9 +32,9 @@ class TenantRecorder(MigrationRecorder):
             )
             return bool(cursor.fetchone()[0])
 
-    def applied_keys(self, *, is_there: bool = False) -> Applied:
+    def applied_keys(self, *, is_there: bool | None = None) -> Applied:
         """`is_there` saves the question whether the table is."""
-        if not (is_there or self.has_table()):
+        if not (self.has_table() if is_there is None else is_there):
             return frozenset()
         with self.connection.cursor() as cursor:
             cursor.execute(sql.SQL("SELECT app, name FROM {}").format(self._table))

@@ -113,7 +113,7 @@ def copy_into(
     plan = rehearsal.plan
     with tenant_as_default(tenant, connection):
         _copy(tenant, connection, template, before_commit)
-        failure = _tell_receivers(connection, rehearsal)
+        failure = _tell_receivers(tenant, connection, rehearsal)
         with translated():
             unvalidated = faults(OwnSession(connection), tenant.schema_name).unvalidated
     return Outcome(
@@ -150,13 +150,13 @@ def _make_exactly(tenant: Tenant, connection: DatabaseWrapper, template: Templat
         raise NotCopyable(f"The server refused the copy: {error.message}") from error
 
 
-def _tell_receivers(connection: DatabaseWrapper, rehearsal: Rehearsal) -> Failure | None:
+def _tell_receivers(tenant: Tenant, connection: DatabaseWrapper, rehearsal: Rehearsal) -> Failure | None:
     """As for a tenant that was migrated from zero by the plan."""
     signals.register_receivers()
     state_apps = rehearsal.final_apps
     signals.clear_caches(state_apps)
     try:
-        rehearsal.tell_receivers(connection)
+        rehearsal.tell_receivers(connection, OwnSession(connection), tenant.schema_name)
     except (Exception, SystemExit) as error:  # noqa: BLE001 - receivers are any code
         return failure_of(error)
     finally:

@@ -13,7 +13,7 @@ from psycopg2 import errorcodes
 
 from migrations_api.exceptions import ConfirmationRequired, MissingRecord, OutcomeUnknown, PlanChanged
 from migrations_api.executor import signals
-from migrations_api.executor.applied import TenantRecorder
+from migrations_api.executor.applied import TABLE, TenantRecorder
 from migrations_api.executor.diagnosis import Journal, has_left_nothing
 from migrations_api.executor.lock import blocker, tenant_lock
 from migrations_api.executor.migrator import TenantMigrator
@@ -89,10 +89,10 @@ def execute(
             wait=load_conf().lock_wait,
         ),
     ):
+        reader = watch or OwnSession(connection)
         with translated():
-            applied = TenantRecorder(connection, tenant.schema_name).applied_keys()
-            reader = watch or OwnSession(connection)
-            before = faults(reader, tenant.schema_name)
+            has_record = bool(present_tables(reader, tenant.schema_name, [TABLE]))
+            applied = TenantRecorder(connection, tenant.schema_name).applied_keys(is_there=has_record)
             marks = model_marks(reader, tenant.schema_name)
         rehearsal = rehearsal_of(source, applied, target)
         plan = replace(rehearsal.plan, marks=marks)
@@ -108,9 +108,7 @@ def execute(
         with tenant_as_default(tenant, connection):
             if options.prune:
                 return _prune(tenant, connection, plan, source)
-            execution = _Execution(
-                tenant, connection, plan, rehearsal, watch=watch, options=options, observer=observer, before=before
-            )
+            execution = _Execution(tenant, connection, plan, rehearsal, watch=watch, options=options, observer=observer)
             return execution.run()
 
 
@@ -151,7 +149,6 @@ class _Execution:
         watch: Watch | None,
         options: Options,
         observer: Observer,
-        before: Faults,
     ) -> None:
         self.tenant = tenant
         self.connection = connection
@@ -161,7 +158,8 @@ class _Execution:
         self.source = rehearsal.source
         self.options = options
         self.configs = tenant_apps(tenant.isolation)
-        self.before = before
+        # None while nothing has been begun that could leave any.
+        self.faults_before: Faults | None = None
         self.others = ExitStack()
         self.other: DatabaseWrapper | None = None
         self.migrator = TenantMigrator(
@@ -202,13 +200,16 @@ class _Execution:
     def _carry_out(self, rehearsal: Rehearsal) -> None:
         """The sequence of Django's `migrate`, signals included."""
         migrations = list(rehearsal.plan.migrations)
+        if not (self._is_plain and rehearsal.leaves_no_faults):
+            self._look_before()
         signals.send(pre_migrate, configs=self.configs, state_apps=rehearsal.before.apps, migrations=migrations)
         try:
             plain = self._is_plain and not rehearsal.is_altered()
             if plain and rehearsal.is_over:
-                self.migrator.follow(rehearsal)
+                self.migrator.follow(rehearsal, on_departure=self._look_before)
                 self._end_alike()
                 return
+            self._look_before()
             if plain:
                 self.migrator.rehearse(rehearsal)
             self._migrate_as_django(rehearsal)
@@ -245,7 +246,7 @@ class _Execution:
     def _end_alike(self) -> None:
         rehearsal = self.rehearsal
         self.tables = rehearsal.tables(self.connection)
-        rehearsal.tell_receivers(self.connection)
+        rehearsal.tell_receivers(self.connection, self._reader, self.tenant.schema_name)
 
     def _is_target(self, app_label: str) -> bool:
         return self.plan.target.app_label in {None, app_label}
@@ -253,10 +254,9 @@ class _Execution:
     def _verified(self) -> Outcome:
         """Success only if the catalog agrees: each step recorded, its tables there, no index left invalid."""
         with translated():
-            reader = self.watch or OwnSession(self.connection)
-            broken = self._faults(reader)
-            absent = absent_tables(reader, self.tenant.schema_name, self.tables)
-            after = self.migrator.recorder.applied_keys(is_there=bool(self.plan.applied or self.plan.steps))
+            broken = self._faults(self._reader)
+            absent = absent_tables(self._reader, self.tenant.schema_name, self.tables)
+            after = self.migrator.recorder.applied_keys(is_there=bool(self.plan.applied or self.plan.steps) or None)
         if broken.invalid_indexes:
             failure = Failure(code="invalid_index", error_class="", message=_invalid_message(broken.invalid_indexes))
             return self._outcome(End.PARTIAL, failure, after=after)
@@ -272,9 +272,20 @@ class _Execution:
             return self._outcome(End.PARTIAL, failure, after=after)
         return self._outcome(End.SUCCEEDED, None, after=after, unvalidated=broken.unvalidated)
 
+    @property
+    def _reader(self) -> Reader:
+        return self.watch or OwnSession(self.connection)
+
+    def _look_before(self) -> None:
+        if self.faults_before is None:
+            with translated():
+                self.faults_before = faults(self._reader, self.tenant.schema_name)
+
     def _faults(self, reader: Reader) -> Faults:
         """Those that were not there before this run."""
-        return faults(reader, self.tenant.schema_name).since(self.before)
+        if self.faults_before is None:
+            return Faults()
+        return faults(reader, self.tenant.schema_name).since(self.faults_before)
 
     def _failed(self, error: BaseException) -> Outcome:
         """Tell a clean boundary from a tenant that stands between two; raises OutcomeUnknown when it cannot."""

@@ -66,8 +66,11 @@ class TenantMigrator(Planner):
         self._observer = observer
         self._steps = {(step.app_label, step.name, step.backwards): step for step in plan.steps}
 
-    def follow(self, rehearsal: Rehearsal) -> None:
-        """Apply the plan's migrations, all forwards, on states of the models that tenants share."""
+    def follow(self, rehearsal: Rehearsal, *, on_departure: Callable[[], None]) -> None:
+        """Apply the plan's migrations, all forwards, on states of the models that tenants share.
+
+        `on_departure` is called before one that is not what it was for other tenants is begun again.
+        """
         if rehearsal.order and not rehearsal.plan.applied:
             self.recorder.ensure_schema()
         for migration in rehearsal.order:
@@ -80,12 +83,25 @@ class TenantMigrator(Planner):
                 except Departure:
                     logger.info("%s.%s is not what it was for other tenants", migration.app_label, migration.name)
                     rehearsal.forget()
+                    on_departure()
                     self._apply(isolated(rehearsal.states(migration)[0]), migration)
                 finish(faked=False)
         if self.loader.replacements:
             self.check_replacements()
 
     def _follow(self, migration: Migration, rehearsal: Rehearsal) -> None:
+        version = int(getattr(self.connection, "pg_version", 0))
+        if (script := rehearsal.script(migration, version)) is None:
+            self._play(migration, rehearsal)
+            rehearsal.agreed(migration, version)
+            return
+        with transaction.atomic(using=self.connection.alias):
+            if script:
+                with self.connection.cursor() as cursor:
+                    cursor.execute(script)
+            self._record(migration)
+
+    def _play(self, migration: Migration, rehearsal: Rehearsal) -> None:
         tape = Tape(rehearsal.noted[migration.app_label, migration.name])
         with (
             self.connection.execute_wrapper(tape.wrap),

@@ -15,10 +15,13 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.migrations.state import StateApps
 from psycopg2 import sql
 
+from tenants.watch import Reader
+
 RECEIVERS: Final[frozenset[Callable[..., None]]] = frozenset({create_contenttypes, create_permissions})
 
+# Not joined: for a handful of rows, planning that costs more than it saves.
 FOUND_SQL: Final = """
-    SELECT t.app_label, t.model, p.codename FROM {types} t LEFT JOIN {permissions} p ON p.content_type_id = t.id
+    SELECT id, app_label, model FROM {types} UNION ALL SELECT content_type_id, codename, NULL FROM {permissions}
 """
 # In the order in which Django would make them, so that they get the same ids.
 MAKE_TYPES_SQL: Final = """
@@ -43,26 +46,28 @@ class ModelTypes:
 
     content_types: Sequence[tuple[str, str]]
     permissions: Sequence[tuple[str, str, str, str]]
-    tables: dict[str, sql.Identifier]
+    tables: dict[str, str]
 
-    def are_in(self, connection: BaseDatabaseWrapper) -> bool:
+    def are_in(self, reader: Reader, schema: str) -> bool:
         """Whether all of them are there, so that those receivers would do nothing."""
-        with connection.cursor() as cursor:
-            cursor.execute(sql.SQL(FOUND_SQL).format(**self.tables))
-            found = cursor.fetchall()
-        return {row[:2] for row in found}.issuperset(self.content_types) and set(found).issuperset(
+        tables = {name: sql.Identifier(schema, table) for name, table in self.tables.items()}
+        found = reader.look(sql.SQL(FOUND_SQL).format(**tables))
+        types = {pk: (label, name) for pk, label, name in found if name is not None}
+        permissions = {(*types.get(pk, ()), codename) for pk, codename, name in found if name is None}
+        return set(types.values()).issuperset(self.content_types) and permissions.issuperset(
             row[:3] for row in self.permissions
         )
 
     def make(self, connection: BaseDatabaseWrapper) -> None:
         """Make those that are missing."""
+        tables = {name: sql.Identifier(table) for name, table in self.tables.items()}
         for statement, rows, width in (
             (MAKE_TYPES_SQL, self.content_types, 2),
             (MAKE_PERMISSIONS_SQL, self.permissions, 4),
         ):
             columns: list[list[str]] = [[row[place] for row in rows] for place in range(width)]
             with connection.cursor() as cursor:
-                cursor.execute(sql.SQL(statement).format(**self.tables), columns)
+                cursor.execute(sql.SQL(statement).format(**tables), columns)
 
 
 def model_types(state_apps: StateApps, configs: Sequence[AppConfig]) -> ModelTypes | None:
@@ -91,8 +96,8 @@ def model_types(state_apps: StateApps, configs: Sequence[AppConfig]) -> ModelTyp
             for codename, words in _get_all_permissions(model._meta)
         ],
         tables={
-            "types": sql.Identifier(content_type._meta.db_table),
-            "permissions": sql.Identifier(permission._meta.db_table),
+            "types": content_type._meta.db_table,
+            "permissions": permission._meta.db_table,
         },
     )
 

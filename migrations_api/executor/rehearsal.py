@@ -3,7 +3,7 @@
 The first tenant is migrated in Django's own way, and what its operations send to the server is noted. For the others
 the states of the models are made once and shared; every statement is held against what was noted before it is sent,
 and the first that departs from it has the migration begun again in Django's way. So sharing can cost time, and never
-truth.
+truth. What nothing about a tenant could change is sent as it stands, once two tenants have agreed.
 """
 
 import re
@@ -15,6 +15,7 @@ from functools import cached_property
 from typing import Any, Final
 
 from django.apps import AppConfig, apps
+from django.contrib.contenttypes.management import inject_rename_contenttypes_operations
 from django.contrib.postgres import operations as postgres
 from django.db import Error as DatabaseError
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -22,12 +23,14 @@ from django.db.migrations import operations
 from django.db.migrations.migration import Migration
 from django.db.migrations.operations.base import Operation
 from django.db.migrations.state import ProjectState, StateApps
-from django.db.models.signals import post_migrate
+from django.db.models.signals import post_migrate, pre_migrate
 
 from migrations_api.executor import signals
 from migrations_api.executor.model_types import RECEIVERS, ModelTypes, model_types
+from migrations_api.executor.script import Statement, script_of
 from migrations_api.executor.verification import tables_of
 from migrations_api.plan import Applied, Key, MigrationSource, Plan, Planner, Target, plan_to
+from tenants.watch import Reader
 
 # Those read the models' states and change nothing of them. Others may be any code: they get states of their own.
 SHARING: Final = frozenset(
@@ -60,10 +63,10 @@ SHARING: Final = frozenset(
 DJANGOS: Final = SHARING - {operations.RunSQL}
 # Changing rows may call triggers, which may be each tenant's own.
 HARMLESS: Final = re.compile(r"\s*(ALTER|CREATE|DROP|COMMENT|SELECT)\b", re.IGNORECASE)
+# What a constraint is called in its own statement that old rows may break.
+UNCHECKED: Final = "NOT VALID"
 # How many are kept: each holds the models of a whole plan.
 KEPT: Final = 16
-
-Statement = tuple[str, str]
 
 
 class Departure(Exception):
@@ -151,6 +154,8 @@ class Rehearsal:
         self.source = source
         self.plan = plan
         self.noted: dict[Key, list[Statement]] = {}
+        self._agreed: set[tuple[Key, int]] = set()
+        self._scripts: dict[Key, str | None] = {}
         self._written = [list(migration.operations) for migration, _ in plan.migrations]
         self._states: dict[Key, list[ProjectState]] = {}
 
@@ -165,9 +170,39 @@ class Rehearsal:
         The first tenant's was looked at before it was committed. What would say the same word for word, in a session
         that nothing else has spoken in, touches the tables of the same names in its own schema.
         """
-        return all(type(operation) in DJANGOS for operation in migration.operations) and all(
-            HARMLESS.match(statement) and '"."' not in statement for statement, _ in self.noted[_key(migration)]
+        noted = self.noted.get(_key(migration))
+        return (
+            noted is not None
+            and all(type(operation) in DJANGOS for operation in migration.operations)
+            and all(HARMLESS.match(statement) and '"."' not in statement for statement, _ in noted)
         )
+
+    @property
+    def leaves_no_faults(self) -> bool:
+        """Whether nobody in it could leave an index half-built or a constraint that is not validated."""
+        return (
+            self.is_over
+            and all(
+                self.is_harmless(migration) and not any(UNCHECKED in sql for sql, _ in self.noted[_key(migration)])
+                for migration, _ in self.plan.migrations
+            )
+            and signals.receivers(pre_migrate, self._configs) <= {inject_rename_contenttypes_operations}
+            and signals.receivers(post_migrate, self._configs) <= RECEIVERS
+        )
+
+    def agreed(self, migration: Migration, server_version: int) -> None:
+        """Another tenant has just said the same as the first one."""
+        self._agreed.add((_key(migration), server_version))
+
+    def script(self, migration: Migration, server_version: int) -> str | None:
+        """All that the migration says to a server of this version; None where each tenant must be asked itself."""
+        key = _key(migration)
+        if (key, server_version) not in self._agreed:
+            return None
+        if key not in self._scripts:
+            plain = self.is_harmless(migration)
+            self._scripts[key] = script_of(migration, self.states(migration), self.noted[key]) if plain else None
+        return self._scripts[key]
 
     def is_altered(self) -> bool:
         """Whether receivers of pre_migrate have put operations of their own into the plan."""
@@ -184,6 +219,8 @@ class Rehearsal:
     def forget(self) -> None:
         """The next tenant is the first one again."""
         self.noted.clear()
+        self._agreed.clear()
+        self._scripts.clear()
 
     @cached_property
     def before(self) -> ProjectState:
@@ -229,24 +266,24 @@ class Rehearsal:
     def _types(self) -> ModelTypes | None:
         return model_types(self.final_apps, self._configs)
 
-    def tell_receivers(self, connection: BaseDatabaseWrapper) -> None:
+    def tell_receivers(self, connection: BaseDatabaseWrapper, reader: Reader, schema: str) -> None:
         """Send post_migrate; Django's own receivers are spared where it is known what they would do."""
         signals.send(
             post_migrate,
             configs=self._configs,
             state_apps=self.final_apps,
             migrations=self.plan.migrations,
-            without=RECEIVERS if self._have_types(connection) else (),
+            without=RECEIVERS if self._have_types(connection, reader, schema) else (),
         )
 
-    def _have_types(self, connection: BaseDatabaseWrapper) -> bool:
+    def _have_types(self, connection: BaseDatabaseWrapper, reader: Reader, schema: str) -> bool:
         """Whether content types and permissions are there, or have been made.
 
         They are made here only where nobody else is told in between, who might see the one and not yet the other.
         """
         if self._types is None:
             return False
-        if self._types.are_in(connection):
+        if self._types.are_in(reader, schema):
             return True
         if not signals.receivers(post_migrate, self._configs) <= RECEIVERS:
             return False
