@@ -579,7 +579,9 @@ def test_find__asks_no_more_for_many_than_for_few(strangers: MakeFleet, monkeypa
     statements: list[str] = []
     read = fleet._read_batch
     monkeypatch.setattr(
-        fleet, "_read_batch", lambda cursor, names: statements.append(",".join(names)) or read(cursor, names)
+        fleet,
+        "_read_batch",
+        lambda cursor, names, sets: statements.append(",".join(names)) or read(cursor, names, sets),
     )
     asked = {}
     for pattern in ("tool_t1", "tool_t*"):

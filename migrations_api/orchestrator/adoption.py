@@ -309,7 +309,7 @@ def _looked_at(
         adoption = _unseen(seen)
         detail = finding.detail or (seen.error.message if seen.error else "")
         return replace(finding, adoption=finding.adoption if is_known else adoption, detail=detail)
-    kind, applied = kind_of(finding.tenant.isolation), frozenset(seen.applied)
+    kind, applied = kind_of(finding.tenant.isolation), seen.applied
     key = (kind, fingerprint(applied))
     if key not in places:
         places[key] = place_of(try_plan(kind, applied, Target()), applied)

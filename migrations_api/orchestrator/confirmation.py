@@ -72,7 +72,7 @@ def _idle(
     for run in runs:
         found = seen[run.tenant_id].applied
         if found is not None:
-            at[run.tenant.isolation, frozenset(found)].append(run)
+            at[run.tenant.isolation, found].append(run)
     for (_, applied), there in at.items():
         plan = plan_once(there[0].tenant, applied, plans, target_of(rollout))
         if not isinstance(plan, PlanError) and not (plan.steps or plan.replacements or plan.unknown):

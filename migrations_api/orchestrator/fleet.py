@@ -11,6 +11,7 @@ from typing import Final
 from django.db.backends.utils import CursorWrapper
 from django.db.models import Exists, OuterRef
 from psycopg2 import sql
+from psycopg2.extensions import STRINGARRAY
 
 from migrations_api.exceptions import PlanError
 from migrations_api.executor.applied import TABLE
@@ -38,6 +39,11 @@ from tenants.servers import DatabaseSettings
 from tenants.sessions import refuse_control_plane
 
 LOCK_TIMEOUT: Final = "1s"
+# Schemas of one database that one session reads; further ones are read beside it.
+AT_ONCE: Final = 1000
+
+# What was read of a table's two columns, and what it means.
+Sets = dict[tuple[str | None, str | None], Applied]
 
 
 class TenantStatus(StrEnum):
@@ -58,9 +64,9 @@ class TenantStatus(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Observation:
-    """What was read of one tenant: each applied migration with its time, or why it could not be read."""
+    """What was read of one tenant: its applied migrations, or why they could not be read."""
 
-    applied: dict[Key, datetime] | None = None
+    applied: Applied | None = None
     error: ServiceError | None = None
 
 
@@ -119,10 +125,16 @@ def observe(tenants: Iterable[Tenant]) -> dict[str, Observation]:
         key = repr(sorted((name, str(home.get(name))) for name in ("HOST", "PORT", "NAME", "USER", "OPTIONS")))
         settings[key] = home
         groups[key].append(tenant)
+    parts = [(settings[key], part) for key in settings for part in _parts(groups[key])]
     with ThreadPoolExecutor(max_workers=load_conf().read_concurrency) as pool:
-        for part in pool.map(_observe_database, settings.values(), [groups[key] for key in settings]):
+        for part in pool.map(_observe_database, *zip(*parts, strict=True)) if parts else ():
             found |= part
     return found
+
+
+def _parts(tenants: Sequence[Tenant]) -> Iterator[Sequence[Tenant]]:
+    for start in range(0, len(tenants), AT_ONCE):
+        yield tenants[start : start + AT_ONCE]
 
 
 def _observe_database(settings: DatabaseSettings, tenants: Sequence[Tenant]) -> dict[str, Observation]:
@@ -146,8 +158,9 @@ def _observe_schemas(cursor: CursorWrapper, tenants: Sequence[Tenant]) -> Iterat
     recorded = [tenant.schema_name for tenant in tenants if TABLE in present.get(tenant.schema_name, [])]
     size = load_conf().read_batch
     read: dict[str, Observation] = {}
+    sets: Sets = {}
     for start in range(0, len(recorded), size):
-        read |= _read_batch(cursor, recorded[start : start + size])
+        read |= _read_batch(cursor, recorded[start : start + size], sets)
     for tenant in tenants:
         yield tenant.tenant_id, _observation(tenant, present.get(tenant.schema_name), read)
 
@@ -157,17 +170,17 @@ def _observation(tenant: Tenant, tables: list[str] | None, read: dict[str, Obser
         return Observation(error=NotProvisioned(f"The schema '{tenant.schema_name}' does not exist."))
     if Tenant._meta.db_table in tables:
         return Observation(error=IsControlPlane(f"Tenant '{tenant.tenant_id}' is a control plane."))
-    return read.get(tenant.schema_name, Observation(applied={}))
+    return read.get(tenant.schema_name, Observation(applied=frozenset()))
 
 
-def _read_batch(cursor: CursorWrapper, schemas: Sequence[str]) -> dict[str, Observation]:
+def _read_batch(cursor: CursorWrapper, schemas: Sequence[str], sets: Sets) -> dict[str, Observation]:
     """The rows of each schema by one statement; where that fails, by one for each, so that only its cause goes without.
 
-    A statement over all of a fleet has run out of locks: each schema in it costs some.
+    A statement over all of a fleet has run out of locks: each schema in it costs some. Thousands of tenants stand at a
+    few places: `sets` has what was read before.
     """
-    one = sql.SQL("SELECT {}::text, app, name, applied FROM {}")
+    one = sql.SQL("SELECT {}::text, array_agg(app::text)::text, array_agg(name::text)::text, count(applied) FROM {}")
     parts = [one.format(sql.Literal(schema), sql.Identifier(schema, TABLE)) for schema in schemas]
-    rows: dict[str, dict[Key, datetime]] = {schema: {} for schema in schemas}
     try:
         with translated():
             cursor.execute(sql.SQL(" UNION ALL ").join(parts))
@@ -177,10 +190,15 @@ def _read_batch(cursor: CursorWrapper, schemas: Sequence[str]) -> dict[str, Obse
     except ServiceError as error:
         if len(schemas) == 1:
             return {schemas[0]: Observation(error=error)}
-        return {name: seen for schema in schemas for name, seen in _read_batch(cursor, [schema]).items()}
-    for schema, app_label, name, applied in found:
-        rows[schema][app_label, name] = applied
-    return {schema: Observation(applied=applied) for schema, applied in rows.items()}
+        return {name: seen for schema in schemas for name, seen in _read_batch(cursor, [schema], sets).items()}
+    return {schema: Observation(applied=_set(apps, names, sets)) for schema, apps, names, _ in found}
+
+
+def _set(apps: str | None, names: str | None, sets: Sets) -> Applied:
+    if (apps, names) not in sets:
+        columns = [STRINGARRAY(column, None) or [] for column in (apps, names)]
+        sets[apps, names] = frozenset(zip(*columns, strict=True))
+    return sets[apps, names]
 
 
 def standings(tenants: Sequence[Tenant], target: Target | None = None) -> list[Standing]:
@@ -206,7 +224,7 @@ def _standing(
             status=status_of(tenant, status),
             detail=observation.error.message if observation.error else "",
         )
-    applied: Applied = frozenset(observation.applied)
+    applied = observation.applied
     place = place_of(plan_once(tenant, applied, plans, target), applied)
     return place.standing(tenant, partial=tenant.tenant_id in partial)
 
@@ -263,7 +281,7 @@ def plan_for(tenant: Tenant, target: Target) -> Plan:
     observation = observe([tenant])[tenant.tenant_id]
     if observation.applied is None:
         raise observation.error or ServiceError()
-    return plan_to(source_for(tenant.isolation), frozenset(observation.applied), target)
+    return plan_to(source_for(tenant.isolation), observation.applied, target)
 
 
 def plans_for(tenants: Sequence[Tenant], target: Target) -> Iterator[tuple[Tenant, Plan | ServiceError]]:
@@ -275,7 +293,7 @@ def plans_for(tenants: Sequence[Tenant], target: Target) -> Iterator[tuple[Tenan
         if observation.applied is None:
             yield tenant, observation.error or ServiceError()
         else:
-            yield tenant, plan_once(tenant, frozenset(observation.applied), plans, target)
+            yield tenant, plan_once(tenant, observation.applied, plans, target)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -300,10 +318,7 @@ def migration_records(tenant: Tenant) -> list[MigrationRecord]:
 
     No plan is made: whoever looks why there is none has to see what is applied.
     """
-    observation = observe([tenant])[tenant.tenant_id]
-    if observation.applied is None:
-        raise observation.error or ServiceError()
-    source, times = source_for(tenant.isolation), observation.applied
+    source, times = source_for(tenant.isolation), _applied_times(tenant)
     own = frozenset(key for key in times if key[0] in source.labels)
     loader = source.loader(own)
     records = [
@@ -315,6 +330,18 @@ def migration_records(tenant: Tenant) -> list[MigrationRecord]:
         for app, name in sorted(own - known_keys(source))
     ]
     return records
+
+
+def _applied_times(tenant: Tenant) -> dict[Key, datetime]:
+    observation = observe([tenant])[tenant.tenant_id]
+    if observation.applied is None:
+        raise observation.error or ServiceError()
+    if not observation.applied:
+        return {}
+    statement = sql.SQL("SELECT app, name, applied FROM {}").format(sql.Identifier(tenant.schema_name, TABLE))
+    with server_cursor(backend_for(tenant).connection_settings(tenant)) as cursor, translated():
+        cursor.execute(statement)
+        return {(app, name): applied for app, name, applied in cursor.fetchall()}
 
 
 def _applied_at(loader: TenantLoader, key: Key, times: dict[Key, datetime]) -> datetime | None:

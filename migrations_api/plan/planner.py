@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from django.apps import apps
@@ -101,6 +102,11 @@ class Plan:
 
 def fingerprint(applied: Iterable[Key]) -> str:
     """Names an applied set; tenants with equal fingerprints get equal plans."""
+    return _fingerprint(frozenset(applied))
+
+
+@lru_cache(maxsize=256)
+def _fingerprint(applied: Applied) -> str:
     return _sha256(sorted([app_label, name] for app_label, name in applied))
 
 
