@@ -19,6 +19,7 @@ from tenants.provisioning import create_tenant, forget_tenant
 from tests import catalog
 from tests.command_line import manage
 
+Homes = set[tuple[str, str]]
 EXAMPLES = 2000 if os.environ.get("SOAK") else 40
 FIXTURES = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 corpus = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=FIXTURES)
@@ -52,12 +53,14 @@ WRONG = [
 ]
 
 
-def homes() -> set[str]:
-    return catalog.schemas(catalog.dsn(configured.TENANT_DATABASES["shop"])) | catalog.databases()
+def homes() -> Homes:
+    """A schema may be called as a database is."""
+    schemas = catalog.schemas(catalog.dsn(configured.TENANT_DATABASES["shop"]))
+    return {("schema", name) for name in schemas} | {("database", name) for name in catalog.databases()}
 
 
 @pytest.fixture
-def empty(plane: None) -> Iterator[set[str]]:
+def empty(plane: None) -> Iterator[Homes]:
     before = homes()
     yield before
     assert homes() == before
@@ -73,9 +76,8 @@ def empty(plane: None) -> Iterator[set[str]]:
 @example("pg", "{tenant_id}_", Isolation.SCHEMA)
 @example("public", "{tenant_id}", Isolation.SCHEMA)
 @example("postgres", "{tenant_id}", Isolation.DATABASE)
-def test_name__is_refused_or_is_all_that_is_there(
-    empty: set[str], tenant_id: str, template: str, isolation: str
-) -> None:
+@example("postgres", "{tenant_id}", Isolation.SCHEMA)
+def test_name__is_refused_or_is_all_that_is_there(empty: Homes, tenant_id: str, template: str, isolation: str) -> None:
     setting = f"TENANT_{isolation.upper()}_TEMPLATE"
     suffix = f"_{configured.SUFFIX}" if isolation == Isolation.DATABASE else ""
     with override_settings(**{setting: template + suffix}):
@@ -94,7 +96,7 @@ def test_name__is_refused_or_is_all_that_is_there(
         assert DNS_LABEL.fullmatch(tenant_id)
         name = tenant.database_name or tenant.schema_name
         assert name == template.replace("{tenant_id}", tenant_id).replace("{{", "{").replace("}}", "}") + suffix
-        assert homes() - empty == {name}
+        assert homes() - empty == {(isolation, name)}
         assert empty <= homes()
     finally:
         forget_tenant(tenant, drop=True)
@@ -103,7 +105,7 @@ def test_name__is_refused_or_is_all_that_is_there(
 
 @corpus
 @given(IDS.filter(lambda text: not DNS_LABEL.fullmatch(text) or text in RESERVED_TENANT_IDS))
-def test_tenant_id__that_is_wrong_is_refused_by_the_api(empty: set[str], tenant_id: str) -> None:
+def test_tenant_id__that_is_wrong_is_refused_by_the_api(empty: Homes, tenant_id: str) -> None:
     response = client().post("/tenants", {"tenant_id": tenant_id, "isolation": "schema", "database": "shop"})
     refused(response)
 
@@ -125,7 +127,7 @@ def client() -> APIClient:
     return api
 
 
-def test_tenant_id__that_is_wrong_is_refused_everywhere(empty: set[str]) -> None:
+def test_tenant_id__that_is_wrong_is_refused_everywhere(empty: Homes) -> None:
     for tenant_id in WRONG:
         with pytest.raises(InvalidName):
             create_tenant(tenant_id=tenant_id, name="", isolation=Isolation.SCHEMA, database="shop")
@@ -139,7 +141,7 @@ def test_tenant_id__that_is_wrong_is_refused_everywhere(empty: set[str]) -> None
 
 @pytest.mark.parametrize("isolation", [Isolation.SCHEMA, Isolation.DATABASE])
 def test_names__that_differ_behind_the_63rd_byte_are_not_cut_to_one(
-    empty: set[str], settings: Any, isolation: str
+    empty: Homes, settings: Any, isolation: str
 ) -> None:
     settings.TENANT_SCHEMA_TEMPLATE = settings.TENANT_DATABASE_TEMPLATE = "é" + "a" * 20 + "_{tenant_id}"
     for last in "ab":
@@ -149,11 +151,11 @@ def test_names__that_differ_behind_the_63rd_byte_are_not_cut_to_one(
 
 
 @pytest.mark.parametrize("tenant_id", ["Acme", "ACME", "acmE"])
-def test_tenant_id__of_another_case_is_no_second_tenant(empty: set[str], tenant_id: str) -> None:
+def test_tenant_id__of_another_case_is_no_second_tenant(empty: Homes, tenant_id: str) -> None:
     tenant = create_tenant(tenant_id="acme", name="", isolation=Isolation.SCHEMA, database="shop")
     try:
         with pytest.raises(InvalidName, match="lower-case"):
             create_tenant(tenant_id=tenant_id, name="", isolation=Isolation.SCHEMA, database="shop")
-        assert homes() - empty == {"public_acme"}
+        assert homes() - empty == {("schema", "public_acme")}
     finally:
         forget_tenant(tenant, drop=True)

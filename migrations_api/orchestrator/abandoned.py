@@ -108,9 +108,20 @@ def _settle(run: MigrationRun) -> None:
         logger.warning("run %s of tenant %s cannot be settled yet: %s", run.pk, run.tenant_id, error.message)
         MigrationRun.objects.held_by(run.pk, run.attempt).active().update(waiting_cause=error.message[:500])
         return
-    if run.repair_of_id is not None:
-        _settle_repair(run, applied, source, invalid)
-        return
+    with transaction.atomic():
+        # Another may have settled it meanwhile, and a worker carry on with it: then the steps are that worker's.
+        mine = MigrationRun.objects.held_by(run.pk, run.attempt).in_flight().select_for_update(no_key=True)
+        if mine.values_list("pk").first() is None:
+            return
+        if run.repair_of_id is not None:
+            _settle_repair(run, applied, source, invalid)
+        else:
+            _settle_migration(run, applied, source, invalid, is_untouched=is_untouched)
+
+
+def _settle_migration(
+    run: MigrationRun, applied: Applied, source: MigrationSource, invalid: frozenset[str], *, is_untouched: bool
+) -> None:
     step = _step_in_flight(run)
     _settle_steps(run, applied, source)
     is_over = step is None or _is_done(step, applied, source)

@@ -4,11 +4,12 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, Final
 
+from django.db import transaction
 from django.db.models import Max, QuerySet
 from django.db.models.functions import Now
 from django.utils.timezone import now
@@ -82,7 +83,8 @@ class Recorder:
 
     def planned(self, plan: Plan) -> None:
         pruning = bool(self.run.options.get("prune"))
-        with control_plane():
+        # Of a later attempt in one transaction: whoever takes the run over finds all of its steps, or none.
+        with control_plane(), transaction.atomic() if self.run.attempt > 1 else nullcontext():
             self._begin(plan, pruning=pruning)
         # Just now this attempt was the newest.
         self._progress.wrote()
@@ -93,8 +95,9 @@ class Recorder:
 
     def _begin(self, plan: Plan, *, pruning: bool) -> None:
         last = 0
-        if self.run.applied_before_id is not None:
+        if self.run.attempt > 1 or self.run.applied_before_id is not None:
             self._update()
+        if self.run.applied_before_id is not None:
             self._require_rest(plan)
         if self.run.attempt > 1 and not pruning:
             last = self._drop_undone()
