@@ -277,7 +277,7 @@ def killed(
 
     def inject(case: Case) -> None:
         def kill(link: Link) -> None:
-            os.kill(case.pid, signal.SIGKILL)
+            send(signal.SIGKILL, case.pid)
             if moment == Moment.BEFORE:
                 link.cut()
 
@@ -309,12 +309,18 @@ def ended_by_server(pattern: str, moment: Moment, *, nth: int = 1) -> Fault:
     return lambda case: trapped(case, Trap(pattern=pattern, moment=moment, nth=nth, act=terminate))
 
 
+def send(number: signal.Signals, pid: int) -> None:
+    # What the worker has sent may be seen only after its end.
+    with suppress(ProcessLookupError):
+        os.kill(pid, number)
+
+
 def paused(pattern: str, moment: Moment, *, nth: int = 1, since: str = "") -> Fault:
     """The worker stands still until its lease is over and another has done its work; then it wakes up."""
 
     def inject(case: Case) -> None:
         stop = Trap(
-            pattern=pattern, moment=moment, nth=nth, since=since, act=lambda link: os.kill(case.pid, signal.SIGSTOP)
+            pattern=pattern, moment=moment, nth=nth, since=since, act=lambda link: send(signal.SIGSTOP, case.pid)
         )
         case.proxy.set(stop)
         case.start()
@@ -327,7 +333,7 @@ def paused(pattern: str, moment: Moment, *, nth: int = 1, since: str = "") -> Fa
             before = oracle.truth(case.tenant)
         finally:
             with suppress(ProcessLookupError):
-                os.kill(case.pid, signal.SIGCONT)
+                send(signal.SIGCONT, case.pid)
         case.wait()
         case.judge()
         assert oracle.truth(case.tenant) == before
@@ -523,7 +529,7 @@ def waits_for_lock(tenant: Tenant) -> bool:
 
 def kill_worker(case: Case) -> None:
     with suppress(ProcessLookupError):
-        os.kill(case.pid, signal.SIGKILL)
+        send(signal.SIGKILL, case.pid)
 
 
 DUPLICATES = """
@@ -676,11 +682,15 @@ MIGRATIONS: Final[dict[str, Fault]] = {
 }
 CLAIM: Final = "SET state = 'running'"
 PROGRESS: Final = "SELECT cancel_requested FROM mine"
+JOURNAL: Final = "SET operation = "
 THE_END: Final = r"finished_at = now\(\)"
 PLANE: Final[dict[str, Fault]] = {
     "cut at the claim": plane_gone(CLAIM, Moment.AFTER, away=False),
     "cut between two steps": plane_gone(PROGRESS, Moment.BEFORE, away=False, nth=3),
     "away between two steps": plane_gone(PROGRESS, Moment.BEFORE, away=True, nth=3),
+    "cut at a step's first journal": plane_gone(JOURNAL, Moment.BEFORE, away=False),
+    "cut after a step's first journal": plane_gone(JOURNAL, Moment.AFTER, away=False),
+    "cut after the journal of a statement": plane_gone(JOURNAL, Moment.AFTER, away=False, nth=3),
     "away at the end": plane_gone(THE_END, Moment.AFTER, away=True),
 }
 

@@ -210,7 +210,15 @@ def _columns(told: Sequence[StepProgress]) -> dict[str, list[Any]]:
 
 
 def _value(statement: str, run: MigrationRun, **values: Any) -> Any:
+    _mend()
     with connection.cursor() as cursor:
         cursor.execute(statement, {"run": run.pk, "attempt": run.attempt, **values})
         row = cursor.fetchone()
     return None if row is None else row[0]
+
+
+def _mend() -> None:
+    """Connect anew where the session was cut: what a worker has to tell is worth more than what was lost."""
+    raw = connection.connection
+    if raw is not None and raw.closed and not connection.in_atomic_block:
+        connection.close()

@@ -140,10 +140,11 @@ class Recorder:
     def step_started(self, step: Step) -> None:
         self._progress.started(self._positions[step])
         with control_plane():
+            if not step.atomic:
+                # First: of a step that runs and has no journal, nobody would know that nothing was sent.
+                self._journal(step, operation=0, statements=0)
             if not step.atomic or self._goes_both_ways or self._progress.is_due():
                 self._progress.write()
-            if not step.atomic:
-                self._journal(step, operation=0, statements=0)
         self.tell(StepStarted, file=step.file, backwards=step.backwards)
 
     def step_finished(self, result: StepResult) -> None:
