@@ -79,7 +79,7 @@ def no_protocol() -> Iterator[None]:
             "tenant_lock": lambda *_, **__: nullcontext(),
             "faults": lambda *_: Faults(),
             "absent_tables": lambda *_: [],
-            "present_tables": lambda *_: set(),
+            "_require_record": lambda *_: None,
         }.items():
             patches.enter_context(patch.object(execution, name, value))
         patches.enter_context(patch.object(TenantMigrator, "_require_own", lambda *_: None))
