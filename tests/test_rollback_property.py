@@ -49,6 +49,14 @@ def a_target(random_: random.Random, tenant: Tenant, labels: list[str]) -> Targe
     return Target(app_label=app_label, migration_name=random_.choice([*pending, *pending, *undone, "zero"]))
 
 
+def seen(tenant: Tenant) -> dict[str, Any]:
+    """All but a column that Django's own migration drops, and that its way back fills with names of its own."""
+    found = look(tenant)
+    for row in found["rows"].get("django_content_type", ()):
+        row.pop("name", None)
+    return found
+
+
 def add_rows(tenant: Tenant, number: int) -> None:
     there = look(tenant)["rows"]
     for table, statement in ROWS.items():
@@ -76,16 +84,16 @@ def test_rollback__leaves_what_was_there_before_the_run(
             add_rows(tenant, step)
         elif action == "migrate":
             target = a_target(random_, tenant, [name.rpartition(".")[2] for name in apps])
-            before = look(tenant)
+            before = seen(tenant)
             forwards = not plan_for(tenant, target).backwards
             run = succeeded(request_run(tenant, Request(target=target)))
             if run.steps.exists():
-                runs = [*runs, Applied(run_id=run.pk, before=before, after=look(tenant))] if forwards else []
+                runs = [*runs, Applied(run_id=run.pk, before=before, after=seen(tenant))] if forwards else []
         elif runs:
             last = runs.pop()
-            assert look(tenant) == last.after
+            assert seen(tenant) == last.after
             assert roll_back(tenant).undoes_id == last.run_id
-            assert look(tenant) == last.before
+            assert seen(tenant) == last.before
         else:
             try:
                 plan = rollback_plan(tenant, chosen(tenant))
@@ -96,4 +104,4 @@ def test_rollback__leaves_what_was_there_before_the_run(
     while runs:
         last = runs.pop()
         assert roll_back(tenant).undoes_id == last.run_id
-        assert look(tenant) == last.before
+        assert seen(tenant) == last.before
