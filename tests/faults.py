@@ -638,6 +638,7 @@ CONNECTIONS: Final[dict[str, Fault]] = {
     "unknown host": unreachable("unknown host"),
 }
 PAUSES: Final[dict[str, Fault]] = {
+    "in the first statement of a non-atomic step": paused('CREATE TABLE "orders_archive"', Moment.WHILE),
     "before the lock": paused("pg_try_advisory_lock", Moment.BEFORE),
     "in DDL": paused('CREATE TABLE "orders_parcel"', Moment.BEFORE),
     "before COMMIT": paused("^COMMIT", Moment.BEFORE, since=RECORDED),

@@ -48,13 +48,14 @@ CONCURRENTLY: Final = re.compile(
 class Journal:
     """Where a step stopped: so many of its operations were finished, of the next so many statements were begun.
 
-    With `finished` it did not stop: all of them were.
+    With `finished` it did not stop: all of them were. No operation before the `first` has sent anything.
     """
 
     key: Key
     backwards: bool
     operation: int
     statements: int
+    first: int = 0
     finished: bool = False
 
 
@@ -203,7 +204,7 @@ def has_left_nothing(
         half = examine(connection, tenant, source, journal)
     except RepairImpossible:
         return False
-    return half.done == 0 and not half.is_cut_off and not half.restartable and not half.invalid
+    return half.done <= journal.first and not half.is_cut_off and not half.restartable and not half.invalid
 
 
 def models_of(source: MigrationSource, applied: Applied, *, without: Key | None = None) -> ProjectState:

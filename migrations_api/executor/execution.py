@@ -321,7 +321,8 @@ class _Execution:
             return True
         operation, statements = self.migrator.journal.place
         key = (step.app_label, step.name)
-        journal = Journal(key=key, backwards=step.backwards, operation=operation, statements=statements)
+        first = self.migrator.journal.first or 0
+        journal = Journal(key=key, backwards=step.backwards, operation=operation, statements=statements, first=first)
         return has_left_nothing(connection, self.tenant, self.source, journal)
 
     @contextmanager

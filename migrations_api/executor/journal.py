@@ -71,8 +71,8 @@ class JournalKeeper:
     ) -> None:
         # All statements of the step that were begun and not refused.
         self.statements = 0
-        # Whether any statement of the step was begun, were it refused since.
-        self.has_begun = False
+        # The operation of the first statement that was begun, were it refused since.
+        self.first: int | None = None
         # Whether one of them may have changed what the transaction's locks do not show.
         self.has_unlocked = False
         self._connection = connection
@@ -105,6 +105,10 @@ class JournalKeeper:
             raise
 
     @property
+    def has_begun(self) -> bool:
+        return self.first is not None
+
+    @property
     def place(self) -> tuple[int, int]:
         """The operation in flight, and how many of its statements were begun."""
         return self._place
@@ -118,8 +122,9 @@ class JournalKeeper:
 
     def _begin(self, statements: int) -> None:
         self.statements += statements
-        self.has_begun = True
         number, begun = self._place
+        if self.first is None:
+            self.first = number
         self.at(number, begun + statements)
 
     def _changes_nothing(self, statement: str) -> bool:

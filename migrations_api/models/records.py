@@ -78,7 +78,8 @@ PROGRESS_SQL: Final = f"""
     SELECT cancel_requested FROM mine
 """  # noqa: S608
 JOURNAL_SQL: Final = f"""
-    UPDATE {_STEP} s SET operation = %(operation)s, statements = %(statements)s
+    UPDATE {_STEP} s SET operation = %(operation)s, statements = %(statements)s,
+           first_operation = coalesce(s.first_operation, CASE WHEN %(statements)s > 0 THEN %(operation)s END)
       FROM {_RUN} r WHERE r.id = %(run)s AND r.attempt = %(attempt)s AND r.state = ANY(%(in_flight)s)
        AND s.run_id = r.id AND s.position = %(position)s
  RETURNING 1

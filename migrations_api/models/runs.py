@@ -228,6 +228,7 @@ class RunStep(models.Model):
     # statements were begun and not refused.
     operation = models.PositiveIntegerField(null=True, help_text="The operation in flight; those before it are done.")
     statements = models.PositiveIntegerField(default=0, help_text="Statements of it that were begun.")
+    first_operation = models.PositiveIntegerField(null=True, help_text="The first that has begun a statement.")
 
     class Meta:
         ordering: ClassVar = ["position"]

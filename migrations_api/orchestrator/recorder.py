@@ -355,11 +355,13 @@ def journal_of(step: RunStep) -> Journal:
     """What journal() has written of it."""
     # Without a journal nobody knows, which is not the same as nothing.
     known = step.operation is not None
+    first = step.operation if step.first_operation is None and not step.statements else step.first_operation
     return Journal(
         key=(step.app_label, step.name),
         backwards=step.backwards,
         operation=step.operation or 0,
         statements=step.statements if known else 1,
+        first=first or 0,
         finished=step.state in DONE_STEP_STATES,
     )
 
