@@ -47,7 +47,7 @@ class Dispatcher(Protocol):
 
     @property
     def free(self) -> int:
-        """How many more runs can be submitted now; 0 as well while every worker has some waiting."""
+        """How many more runs can be submitted now."""
 
     @property
     def held(self) -> frozenset[int]:

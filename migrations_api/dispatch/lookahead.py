@@ -6,10 +6,9 @@ MOST: Final = 16
 
 
 class Lookahead:
-    """How many runs a worker may have waiting beside the one that it works on.
+    """How many runs the only worker may have waiting beside the one that it works on.
 
-    The shorter they are, the more: reading the rows for each anew would cost more than carrying it out. Of long ones
-    just one, since they wait behind a tenant that takes its time while other workers may be idle.
+    The shorter they are, the more: reading the rows for each anew would cost more than carrying it out.
     """
 
     def __init__(self, *, is_allowed: bool) -> None:

@@ -3,7 +3,6 @@
 import os
 import signal
 import threading
-import time
 from collections import deque
 from contextlib import suppress
 from multiprocessing import active_children, get_context
@@ -13,7 +12,6 @@ from multiprocessing.process import BaseProcess
 from django.db import connections
 
 from migrations_api.dispatch.base import Terms, Work
-from migrations_api.dispatch.lookahead import Lookahead
 from migrations_api.events import Event
 from tenants.binding import cancel_statement
 from tenants.conf import load_conf
@@ -54,21 +52,11 @@ class _Worker:
         # The first is what it works on.
         self.run_ids: deque[int] = deque()
         self.done = 0
-        self._since = time.monotonic()
 
     def submit(self, run_id: int) -> None:
-        if not self.run_ids:
-            self._since = time.monotonic()
         self.run_ids.append(run_id)
         with suppress(OSError):  # it has died just now, which the next wait() finds out
             self.pipe.send(run_id)
-
-    def ended(self) -> float:
-        """What it works on is done; returns how many seconds that took."""
-        self.run_ids.popleft()
-        self.done += 1
-        since, self._since = self._since, time.monotonic()
-        return self._since - since
 
 
 def _serve(pipe: Connection, work: Work) -> None:
@@ -129,7 +117,8 @@ class ParallelDispatcher:
     def __init__(self, terms: Terms) -> None:
         self._terms = terms
         self._max = min(terms.max_concurrency, load_conf().max_workers)
-        self._lookahead = Lookahead(is_allowed=terms.looks_ahead)
+        # More than one would wait in vain behind a tenant that takes its time, while other workers are idle.
+        self._for_each = 2 if terms.looks_ahead else 1
         self._per_worker = load_conf().tenants_per_worker
         self._workers: list[_Worker] = []
         self._told_to_stop = False
@@ -137,14 +126,7 @@ class ParallelDispatcher:
     @property
     def free(self) -> int:
         unborn = self._max - len(self._workers)
-        if not unborn and all(len(worker.run_ids) > 1 for worker in self._workers):
-            # Nobody is about to be idle.
-            return 0
         return unborn * self._for_each + sum(self._room(worker) for worker in self._workers)
-
-    @property
-    def _for_each(self) -> int:
-        return 1 + self._lookahead.waiting
 
     @property
     def held(self) -> frozenset[int]:
@@ -197,7 +179,8 @@ class ParallelDispatcher:
                 if isinstance(message, Event):
                     self._terms.emit(message)
                 else:
-                    self._lookahead.took(worker.ended())
+                    worker.run_ids.popleft()
+                    worker.done += 1
         except (EOFError, ConnectionResetError):
             self._retire(worker)
             # What it had not begun is nobody's again, and is submitted once more.
