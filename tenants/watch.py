@@ -4,8 +4,6 @@ A tenant's own session is new, and the first question to a catalog costs a new s
 that has answered it before. What any session of the database can tell is asked of this one.
 """
 
-import os
-import threading
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -22,6 +20,7 @@ from tenants.binding import open_connection
 from tenants.conf import load_conf
 from tenants.driver_errors import translated
 from tenants.exceptions import ServerUnreachable
+from tenants.kept import Kept
 from tenants.models import Isolation, Tenant
 from tenants.servers import DatabaseSettings
 
@@ -101,8 +100,8 @@ class Watch:
             self._connection = connection
         return self._connection
 
-    def is_with(self, server: DatabaseSettings) -> bool:
-        return self._server == server
+    def is_with(self, settings: DatabaseSettings) -> bool:
+        return self._server == settings
 
     def rows(self, question: Question, *values: Value) -> list[tuple[Any, ...]]:
         return self._asked(partial(self._rows, question, values))
@@ -140,37 +139,11 @@ class Watch:
         self._prepared.clear()
 
 
-class _Watches(threading.local):
-    def __init__(self) -> None:
-        self.owner = os.getpid()
-        self.by_server: dict[str, Watch] = {}
-
-
-_watches = _Watches()
-# A forked process must neither use nor end its parent's sessions, which dropping them would do.
-_inherited: list[Watch] = []
-
-
 def watch_of(tenant: Tenant) -> Watch | None:
     """The session beside those of the tenant's database; None where it would serve one tenant alone."""
     if tenant.isolation == Isolation.DATABASE or tenant.role_name or load_conf().connection_resolver:
         return None
-    if _watches.owner != os.getpid():
-        _inherited.extend(_watches.by_server.values())
-        _watches.__init__()  # type: ignore[misc]  # begun anew
-    server = backend_for(tenant).connection_settings(tenant)
-    found = _watches.by_server.get(tenant.database)
-    if found is None or not found.is_with(server):
-        if found is not None:
-            found.close()
-        found = _watches.by_server[tenant.database] = Watch(server)
-    return found
-
-
-def close_watches() -> None:
-    """End those of this thread."""
-    for watch in _watches.by_server.values():
-        watch.close()
+    return _watches.find(tenant.database, backend_for(tenant).connection_settings(tenant))
 
 
 def _watching(settings: DatabaseSettings) -> DatabaseSettings:
@@ -183,3 +156,6 @@ def _watching(settings: DatabaseSettings) -> DatabaseSettings:
         "options": f"-c default_transaction_read_only=on -c lock_timeout={round(conf.lock_timeout * 1000)}",
     }
     return {**settings, "OPTIONS": options, "AUTOCOMMIT": True, "CONN_MAX_AGE": None}
+
+
+_watches: Final = Kept(Watch)

@@ -12,9 +12,9 @@ from rest_framework.test import APIClient
 from migrations_api.models import ApiToken, Role
 from migrations_api.orchestrator import sources
 from tenants.backends import backend_for
+from tenants.kept import close_kept
 from tenants.models import Isolation, Tenant
 from tenants.provisioning import create_tenant
-from tenants.watch import close_watches
 from tests import catalog, soak
 
 
@@ -47,7 +47,7 @@ def admin_as_it_was() -> Iterator[None]:
 def watches_end() -> Iterator[None]:
     """What a process keeps for the next run would keep a test's databases from being dropped."""
     yield
-    close_watches()
+    close_kept()
 
 
 @pytest.fixture(scope="session")

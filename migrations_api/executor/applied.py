@@ -1,5 +1,7 @@
 """The rows of a tenant's own `django_migrations`, by qualified name: another schema's on the path never counts."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -24,6 +26,7 @@ class TenantRecorder(MigrationRecorder):
         super().__init__(connection)
         self._schema = schema
         self._table = sql.Identifier(schema, TABLE)
+        self._behind: list[sql.Composable] | None = None
 
     def has_table(self) -> bool:
         with self.connection.cursor() as cursor:
@@ -43,12 +46,26 @@ class TenantRecorder(MigrationRecorder):
     def applied_migrations(self) -> dict[tuple[str, str], Any]:
         return dict.fromkeys(self.applied_keys())
 
-    def record_applied(self, app: str, name: str) -> None:
+    @contextmanager
+    def sent_with(self, script: str) -> Iterator[None]:
+        """Rows recorded inside are sent as one message behind the script, which PostgreSQL makes one transaction of."""
+        self._behind = [sql.SQL(script)] if script else []
+        try:
+            yield
+            message = sql.SQL(";\n").join(self._behind)
+        finally:
+            self._behind = None
         with self.connection.cursor() as cursor:
-            cursor.execute(
-                sql.SQL("INSERT INTO {} (app, name, applied) VALUES (%s, %s, %s)").format(self._table),
-                [app, name, now()],
-            )
+            cursor.execute(message)
+
+    def record_applied(self, app: str, name: str) -> None:
+        values = sql.SQL(", ").join(map(sql.Literal, (app, name, now())))
+        statement = sql.SQL("INSERT INTO {} (app, name, applied) VALUES ({})").format(self._table, values)
+        if self._behind is not None:
+            self._behind.append(statement)
+            return
+        with self.connection.cursor() as cursor:
+            cursor.execute(statement)
 
     def record_unapplied(self, app: str, name: str) -> None:
         with self.connection.cursor() as cursor:

@@ -1,8 +1,8 @@
 """Carry out one plan on one tenant: connect, check, lock, plan again, apply, verify."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, replace
 from typing import Final
 
 import psycopg2
@@ -19,7 +19,7 @@ from migrations_api.executor.lock import blocker, tenant_lock
 from migrations_api.executor.migrator import TenantMigrator
 from migrations_api.executor.model_rows import forget_model_rows, model_marks
 from migrations_api.executor.outcome import End, Failure, Observer, Options, Outcome, StepResult, StopRequested
-from migrations_api.executor.rehearsal import Rehearsal, rehearsal_of
+from migrations_api.executor.rehearsal import Rehearsal, has_scripts, rehearsal_of, server_version
 from migrations_api.executor.syncdb import sync_apps
 from migrations_api.executor.verification import (
     Faults,
@@ -47,6 +47,7 @@ from tenants.conf import load_conf
 from tenants.driver_errors import describe, driver_error, sqlstate, translate, translated
 from tenants.exceptions import PermissionDenied, ServiceError
 from tenants.models import Tenant
+from tenants.relay import relay_of
 from tenants.sessions import tenant_session
 from tenants.watch import OwnSession, Reader, Watch, watch_of
 
@@ -79,48 +80,86 @@ def execute(
     PlanChanged, TenantLocked, and what tenant_session() raises; and OutcomeUnknown when the session was lost in the
     middle and the tenant cannot be read.
     """
-    watch = watch_of(tenant)
-    with (
-        tenant_session(tenant, application_name=application_name, watch=watch) as connection,
-        tenant_lock(
+    work = _Work(
+        tenant=tenant,
+        source=source,
+        target=target,
+        options=options,
+        observer=observer,
+        plan_digest=plan_digest,
+        watch=watch_of(tenant),
+    )
+    if work.watch is not None and options == Options(allow_backwards=options.allow_backwards) and has_scripts(source):
+        relay = relay_of(tenant).session(tenant, application_name=application_name, watch=work.watch)
+        with suppress(NeedsOwnSession), relay as connection:
+            return work.carry_out(connection, is_relayed=True)
+    with tenant_session(tenant, application_name=application_name, watch=work.watch) as connection:
+        return work.carry_out(connection)
+
+
+class NeedsOwnSession(Exception):
+    """What is to be done could leave something in a session that is passed on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Work:
+    """What execute() was asked for."""
+
+    tenant: Tenant
+    source: MigrationSource
+    target: Target
+    options: Options
+    observer: Observer
+    plan_digest: str
+    watch: Watch | None
+
+    def carry_out(self, connection: DatabaseWrapper, *, is_relayed: bool = False) -> Outcome:
+        """In a session that has become the tenant's; raises NeedsOwnSession where that may not be passed on."""
+        with tenant_lock(
             connection,
             database=connection.settings_dict["NAME"],
-            schema=tenant.schema_name,
+            schema=self.tenant.schema_name,
             wait=load_conf().lock_wait,
-        ),
-    ):
-        reader = watch or OwnSession(connection)
+        ):
+            rehearsal, plan = self._plan(connection)
+            if is_relayed and not rehearsal.is_script(server_version(connection)):
+                raise NeedsOwnSession
+            self._require_allowed(connection, plan)
+            self.observer.planned(plan)
+            with tenant_as_default(self.tenant, connection):
+                if self.options.prune:
+                    return _prune(self.tenant, connection, plan, self.source)
+                return _Execution(self, connection, plan, rehearsal).run()
+
+    def reader(self, connection: DatabaseWrapper) -> Reader:
+        return self.watch or OwnSession(connection)
+
+    def _plan(self, connection: DatabaseWrapper) -> tuple[Rehearsal, Plan]:
+        reader, schema = self.reader(connection), self.tenant.schema_name
         with translated():
-            has_record = bool(present_tables(reader, tenant.schema_name, [TABLE]))
-            applied = TenantRecorder(connection, tenant.schema_name).applied_keys(is_there=has_record)
-            marks = model_marks(reader, tenant.schema_name)
-        rehearsal = rehearsal_of(source, applied, target)
-        plan = replace(rehearsal.plan, marks=marks)
-        if plan_digest and plan.digest != plan_digest:
-            raise PlanChanged(tenant.tenant_id, plan.digest)
-        if plan.backwards and not options.allow_backwards:
+            has_record = bool(present_tables(reader, schema, [TABLE]))
+            applied = TenantRecorder(connection, schema).applied_keys(is_there=has_record)
+            marks = model_marks(reader, schema)
+        rehearsal = rehearsal_of(self.source, applied, self.target)
+        return rehearsal, replace(rehearsal.plan, marks=marks)
+
+    def _require_allowed(self, connection: DatabaseWrapper, plan: Plan) -> None:
+        if self.plan_digest and plan.digest != self.plan_digest:
+            raise PlanChanged(self.tenant.tenant_id, plan.digest)
+        if plan.backwards and not self.options.allow_backwards:
             raise ConfirmationRequired
-        if not options.fake:
+        if not self.options.fake:
             require_reversible(plan)
-        if not options.fake and not options.fake_initial:
-            _require_record(connection, watch, tenant, plan)
-        observer.planned(plan)
-        with tenant_as_default(tenant, connection):
-            if options.prune:
-                return _prune(tenant, connection, plan, source)
-            execution = _Execution(tenant, connection, plan, rehearsal, watch=watch, options=options, observer=observer)
-            return execution.run()
+        if not self.options.fake and not self.options.fake_initial and not plan.applied:
+            self._require_nothing_there(connection, plan)
 
-
-def _require_record(connection: DatabaseWrapper, watch: Watch | None, tenant: Tenant, plan: Plan) -> None:
-    """Raise MissingRecord for a tenant that has the tables of its apps and nothing recorded."""
-    if plan.applied:
-        return
-    with translated():
-        tables = first_tables(plan, connection)
-        there = present_tables(watch or OwnSession(connection), tenant.schema_name, tables)
-    if there:
-        raise MissingRecord(tenant.tenant_id, sorted(there))
+    def _require_nothing_there(self, connection: DatabaseWrapper, plan: Plan) -> None:
+        """Raise MissingRecord for a tenant that has the tables of its apps and nothing recorded."""
+        with translated():
+            tables = first_tables(plan, connection)
+            there = present_tables(self.reader(connection), self.tenant.schema_name, tables)
+        if there:
+            raise MissingRecord(self.tenant.tenant_id, sorted(there))
 
 
 def _prune(tenant: Tenant, connection: DatabaseWrapper, plan: Plan, source: MigrationSource) -> Outcome:
@@ -139,25 +178,15 @@ def _prune(tenant: Tenant, connection: DatabaseWrapper, plan: Plan, source: Migr
 class _Execution:
     """One pass of `migrate` over a tenant that is `default`."""
 
-    def __init__(
-        self,
-        tenant: Tenant,
-        connection: DatabaseWrapper,
-        plan: Plan,
-        rehearsal: Rehearsal,
-        *,
-        watch: Watch | None,
-        options: Options,
-        observer: Observer,
-    ) -> None:
-        self.tenant = tenant
+    def __init__(self, work: _Work, connection: DatabaseWrapper, plan: Plan, rehearsal: Rehearsal) -> None:
+        self.tenant = work.tenant
         self.connection = connection
-        self.watch = watch
+        self.watch = work.watch
         self.rehearsal = rehearsal
         self.plan = plan
-        self.source = rehearsal.source
-        self.options = options
-        self.configs = tenant_apps(tenant.isolation)
+        self.source = work.source
+        self.options = work.options
+        self.configs = tenant_apps(self.tenant.isolation)
         # None while nothing has been begun that could leave any.
         self.faults_before: Faults | None = None
         self.others = ExitStack()
@@ -165,9 +194,9 @@ class _Execution:
         self.migrator = TenantMigrator(
             connection,
             self.plan,
-            schema=tenant.schema_name,
-            role=tenant.role_name,
-            observer=observer,
+            schema=self.tenant.schema_name,
+            role=self.tenant.role_name,
+            observer=work.observer,
             other_session=self._other_session,
         )
         self.tables: frozenset[str] = frozenset()
@@ -256,7 +285,7 @@ class _Execution:
         with translated():
             broken = self._faults(self._reader)
             absent = absent_tables(self._reader, self.tenant.schema_name, self.tables)
-            after = self.migrator.recorder.applied_keys(is_there=bool(self.plan.applied or self.plan.steps) or None)
+            after = self._applied_at_end()
         if broken.invalid_indexes:
             failure = Failure(code="invalid_index", error_class="", message=_invalid_message(broken.invalid_indexes))
             return self._outcome(End.PARTIAL, failure, after=after)
@@ -271,6 +300,11 @@ class _Execution:
             failure = Failure(code="not_recorded", error_class="", message=f"Not recorded: {', '.join(missing)}.")
             return self._outcome(End.PARTIAL, failure, after=after)
         return self._outcome(End.SUCCEEDED, None, after=after, unvalidated=broken.unvalidated)
+
+    def _applied_at_end(self) -> Applied:
+        if self.plan.applied or self.plan.steps:
+            return self.migrator.recorder.applied_keys(is_there=True)
+        return self.migrator.recorder.applied_keys()
 
     @property
     def _reader(self) -> Reader:

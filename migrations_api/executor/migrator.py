@@ -17,7 +17,7 @@ from migrations_api.executor.applied import TenantRecorder
 from migrations_api.executor.guard import Standing, locked_things, made_things, named_things, outside, standing
 from migrations_api.executor.journal import JournalKeeper, flush_deferred
 from migrations_api.executor.outcome import Observer, StepResult, StopRequested
-from migrations_api.executor.rehearsal import Departure, Rehearsal, Tape, isolated
+from migrations_api.executor.rehearsal import Departure, Rehearsal, Tape, isolated, server_version
 from migrations_api.plan import Plan, Planner, Step
 from tenants.conf import load_conf
 from tenants.exceptions import OutsideTenant, ServerError
@@ -90,15 +90,12 @@ class TenantMigrator(Planner):
             self.check_replacements()
 
     def _follow(self, migration: Migration, rehearsal: Rehearsal) -> None:
-        version = int(getattr(self.connection, "pg_version", 0))
+        version = server_version(self.connection)
         if (script := rehearsal.script(migration, version)) is None:
             self._play(migration, rehearsal)
             rehearsal.agreed(migration, version)
             return
-        with transaction.atomic(using=self.connection.alias):
-            if script:
-                with self.connection.cursor() as cursor:
-                    cursor.execute(script)
+        with self.recorder.sent_with(script):
             self._record(migration)
 
     def _play(self, migration: Migration, rehearsal: Rehearsal) -> None:

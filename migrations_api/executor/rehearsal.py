@@ -204,6 +204,18 @@ class Rehearsal:
             self._scripts[key] = script_of(migration, self.states(migration), self.noted[key]) if plain else None
         return self._scripts[key]
 
+    def is_script(self, server_version: int) -> bool:
+        """Whether all of the plan is known word for word, and nobody but Django's own receivers is told of it."""
+        return (
+            self.plan.then is None
+            and not self.plan.backwards
+            and self.leaves_no_faults
+            and all(
+                migration.atomic and self.script(migration, server_version) is not None
+                for migration, _ in self.plan.migrations
+            )
+        )
+
     def is_altered(self) -> bool:
         """Whether receivers of pre_migrate have put operations of their own into the plan."""
         return any(
@@ -319,3 +331,12 @@ def rehearsal_of(source: MigrationSource, applied: Applied, target: Target) -> R
     while len(_rehearsals) > KEPT:
         _rehearsals.popitem(last=False)
     return _rehearsals[key]
+
+
+def has_scripts(source: MigrationSource) -> bool:
+    """Whether there is a plan that a tenant has gone through, so that the next one may need nothing but its script."""
+    return any(rehearsal.source is source and rehearsal.is_over for rehearsal in _rehearsals.values())
+
+
+def server_version(connection: Any) -> int:
+    return int(getattr(connection, "pg_version", 0))

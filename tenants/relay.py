@@ -1,0 +1,97 @@
+"""A session that is passed on from tenant to tenant: connecting anew costs more than a short migration.
+
+Only for what is known word for word and leaves nothing in a session. DISCARD ALL makes it as new for the next tenant:
+settings, temporary tables, prepared statements and advisory locks are gone. The tenant's search_path is not the one
+that it was opened with: that is empty, so that whatever would speak in it between two tenants, or after a RESET, finds
+nobody's tables.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from django.db import Error as DatabaseError
+from django.db.backends.postgresql.base import DatabaseWrapper
+from psycopg2 import sql
+
+from tenants.binding import open_connection
+from tenants.driver_errors import translated
+from tenants.exceptions import ServerUnreachable
+from tenants.kept import Kept
+from tenants.models import Tenant
+from tenants.preflight import check_home, check_session
+from tenants.servers import DatabaseSettings
+from tenants.sessions import refuse_control_plane, refuse_reconnect, search_path, session_settings
+from tenants.watch import Watch
+
+# What a session remembers of the catalog grows with each tenant.
+TENANTS: Final = 200
+OPENING: Final = sql.SQL("SELECT set_config('search_path', {}, false), set_config('application_name', {}, false); ")
+
+
+class Relay:
+    """Connects when it is first needed, and again after `TENANTS` tenants or when it was lost."""
+
+    def __init__(self, settings: DatabaseSettings) -> None:
+        self._settings = settings
+        self._connection: DatabaseWrapper | None = None
+        self._served = 0
+
+    def is_with(self, settings: DatabaseSettings) -> bool:
+        return self._settings == settings
+
+    @contextmanager
+    def session(self, tenant: Tenant, *, application_name: str, watch: Watch) -> Iterator[DatabaseWrapper]:
+        """The session as that tenant's, which has passed every check; raises what tenant_session() does."""
+        refuse_control_plane(tenant)
+        try:
+            with translated():
+                connection = self._opened(tenant, application_name)
+                check_home(tenant, connection, watch, writable=True)
+            yield connection
+        except BaseException:
+            self.close()
+            raise
+        self._let_go(connection)
+
+    def _opened(self, tenant: Tenant, application_name: str) -> DatabaseWrapper:
+        opening = OPENING.format(sql.Literal(search_path(tenant)), sql.Literal(application_name[:63]))
+        if self._served >= TENANTS:
+            self.close()
+        self._served += 1
+        if self._connection is not None:
+            try:
+                check_session(tenant, self._connection, writable=True, opening=opening)
+            except ServerUnreachable:
+                self.close()
+            else:
+                return self._connection
+        connection = open_connection(self._settings)
+        connection.ensure_connection()
+        connection.connect = refuse_reconnect  # type: ignore[method-assign]
+        self._connection = connection
+        check_session(tenant, connection, writable=True, opening=opening)
+        return connection
+
+    def _let_go(self, connection: DatabaseWrapper) -> None:
+        try:
+            with connection.cursor() as cursor:
+                cursor.execute("DISCARD ALL")
+        except (DatabaseError, ServerUnreachable):
+            # Its work is done.
+            self.close()
+
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+        self._connection = None
+        self._served = 0
+
+
+_relays: Final = Kept(Relay)
+
+
+def relay_of(tenant: Tenant) -> Relay:
+    """The session that is passed on between the tenants of its database."""
+    settings = session_settings(tenant, application_name="tenant-migrations relay", path="")
+    return _relays.find(tenant.database, settings)
