@@ -5,7 +5,8 @@ from typing import Any
 
 import psycopg2
 import pytest
-from django.db import OperationalError, connections
+from django.conf import settings as configured
+from django.db import OperationalError, connection, connections
 from django.db.backends.postgresql.base import DatabaseWrapper
 from django.db.models import F
 from psycopg2 import sql
@@ -484,6 +485,37 @@ def test_commit__whose_reply_was_lost_stays_in_the_record_of_the_next_attempt(
     assert (run.state, run.attempt) == ("succeeded", 2)
     done = [str(step) for step in make_plan(source_for(tenant.isolation), frozenset(), Target(app_label="users")).steps]
     assert steps(run) == [(step, "done") for step in done]
+
+
+def cut_session_with_control_plane() -> None:
+    """Ended while it is idle: the client has not heard of it."""
+    connection.ensure_connection()
+    pid = connection.connection.info.backend_pid
+    plane = catalog.dsn(configured.DATABASES["default"])
+    assert catalog.query(plane, "SELECT pg_terminate_backend(%s, 10000)", [pid]) == [(True,)]
+
+
+def test_claim__by_a_new_session_after_the_last_was_cut(make_tenant: MakeTenant) -> None:
+    run = ask(make_tenant(), "users")
+    cut_session_with_control_plane()
+    claimed = records.claim(run.pk, lease=30)
+    assert claimed is not None
+    assert (claimed.state, claimed.attempt) == ("running", 1)
+
+
+def test_work__bounds_transactions_of_the_session_that_replaces_one_that_was_cut(
+    make_tenant: MakeTenant, settings: Any
+) -> None:
+    settings.TENANT_MIGRATIONS = {"lease": 31}
+    runs = [ask(make_tenant(tenant_id), "users", "0001") for tenant_id in ("acme", "globex")]
+    carry_out(runs[0])
+    cut_session_with_control_plane()
+    work(runs[1].pk, emit=lambda event: None, should_stop=never)
+    with connection.cursor() as cursor:
+        cursor.execute("SHOW idle_in_transaction_session_timeout")
+        assert cursor.fetchone() == ("31s",)
+    runs[1].refresh_from_db()
+    assert (runs[1].state, runs[1].attempt) == ("succeeded", 1)
 
 
 def test_heartbeat__renews_the_lease_while_the_run_waits(make_tenant: MakeTenant, settings: Any) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final, TypeVar
 
+import psycopg2
 from django.db import connection
 from django.db.models import Model
 from psycopg2.extras import Json
@@ -124,9 +125,7 @@ def claim(run_id: int, *, lease: float) -> MigrationRun | None:
     sources, to = RUN_TRANSITIONS["claim"]
     values: dict[str, Any] = {"run": run_id, "lease": lease, "to": to, "sources": list(sources)}
     states: dict[str, Any] = {"pending": RunState.PENDING, "starting": list(STARTING_ROLLOUT_STATES)}
-    with connection.cursor() as cursor:
-        cursor.execute(CLAIM_SQL, {**values, **states})
-        row = cursor.fetchone()
+    row = _row(CLAIM_SQL, {**values, **states})
     if row is None:
         return None
     own = len(MigrationRun._meta.concrete_fields)
@@ -211,15 +210,29 @@ def _columns(told: Sequence[StepProgress]) -> dict[str, list[Any]]:
 
 
 def _value(statement: str, run: MigrationRun, **values: Any) -> Any:
-    _mend()
-    with connection.cursor() as cursor:
-        cursor.execute(statement, {"run": run.pk, "attempt": run.attempt, **values})
-        row = cursor.fetchone()
+    row = _row(statement, {"run": run.pk, "attempt": run.attempt, **values})
     return None if row is None else row[0]
 
 
-def _mend() -> None:
-    """Connect anew where the session was cut: what a worker has to tell is worth more than what was lost."""
+def _row(statement: str, values: dict[str, Any]) -> Sequence[Any] | None:
+    mend()
+    with connection.cursor() as cursor:
+        cursor.execute(statement, values)
+        row: Sequence[Any] | None = cursor.fetchone()
+    return row
+
+
+def mend() -> None:
+    """Connect anew where the session was cut: what a worker has to tell is worth more than what was lost.
+
+    Nothing is sent; only what has arrived is looked at.
+    """
     raw = connection.connection
-    if raw is not None and raw.closed and not connection.in_atomic_block:
+    if raw is None or connection.in_atomic_block:
+        return
+    try:
+        # The first may come upon the server's last words, and only the second upon the end.
+        raw.poll()
+        raw.poll()
+    except psycopg2.Error:
         connection.close()

@@ -53,6 +53,7 @@ _bounded: WeakSet[Any] = WeakSet()
 
 def _bound_transactions(seconds: float) -> None:
     """A worker that is paused in the middle of writing a record keeps rows locked, which the coordinator waits for."""
+    records.mend()
     connection.ensure_connection()
     if connection.connection in _bounded:
         return
