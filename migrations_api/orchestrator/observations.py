@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from functools import lru_cache
 from itertools import islice
 from typing import Any
 
@@ -75,15 +74,10 @@ def after_run(tenant_id: str, applied: Applied, *, partial: bool) -> None:
 def _row(tenant_id: str, seen: Observation, at: datetime) -> TenantObservation:
     row = TenantObservation(tenant_id=tenant_id, observed_at=at)
     if seen.applied is not None:
-        row.applied = _stored(seen.applied)
+        row.applied = AppliedSet(fingerprint=fingerprint(seen.applied), migrations=sorted(map(list, seen.applied)))
     elif seen.error is not None:
         row.error_code, row.detail = seen.error.code, seen.error.message[:500]
     return row
-
-
-@lru_cache(maxsize=64)
-def _stored(applied: Applied) -> AppliedSet:
-    return AppliedSet(fingerprint=fingerprint(applied), migrations=sorted(map(list, applied)))
 
 
 def _store(rows: Sequence[TenantObservation], *more_fields: str) -> None:
