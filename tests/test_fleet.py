@@ -14,7 +14,7 @@ from migrations_api.orchestrator.repairs import request_repair
 from migrations_api.orchestrator.requests import Request, request_run
 from migrations_api.orchestrator.work import work
 from migrations_api.plan import Target
-from tenants.exceptions import NotProvisioned, ServerUnreachable, ServiceError
+from tenants.exceptions import NotProvisioned, ServerError, ServerUnreachable, ServiceError
 from tenants.models import Isolation, Tenant
 from tests import catalog
 
@@ -232,6 +232,22 @@ def test_migration_records__applied_then_pending_then_unknown(tenant: Tenant) ->
     assert [(each.app_label, each.name) for each in records if not each.known] == [("users", "0099_future")]
     assert records[-1].name == "0099_future"
     assert all(each.applied.tzinfo for each in records if each.applied)
+
+
+def test_migration_records__are_read_in_one_session(make_tenant: MakeTenant, counted: dict[str, int]) -> None:
+    tenant = make_tenant()
+    migrate(tenant, "users", "0001")
+    assert migration_records(tenant)[0].applied
+    assert counted["sessions"] == 1
+
+
+def test_migration_records__of_a_table_that_is_locked_are_not_waited_for(make_tenant: MakeTenant) -> None:
+    tenant = make_tenant()
+    migrate(tenant, "users", "0001")
+    with closing(psycopg2.connect(**catalog.tenant_dsn(tenant))) as other:
+        other.cursor().execute("LOCK TABLE public_acme.django_migrations IN ACCESS EXCLUSIVE MODE")
+        with pytest.raises(ServerError, match="lock timeout"):
+            migration_records(tenant)
 
 
 def test_migration_records__squashed_counts_from_its_last_part(broken: Choose, make_tenant: MakeTenant) -> None:

@@ -127,8 +127,8 @@ def observe(tenants: Iterable[Tenant]) -> dict[str, Observation]:
         groups[key].append(tenant)
     parts = [(settings[key], part) for key in settings for part in _parts(groups[key])]
     with ThreadPoolExecutor(max_workers=load_conf().read_concurrency) as pool:
-        for part in pool.map(_observe_database, *zip(*parts, strict=True)) if parts else ():
-            found |= part
+        for seen in pool.map(_observe_database, *zip(*parts, strict=True)) if parts else ():
+            found |= seen
     return found
 
 
@@ -140,14 +140,14 @@ def _parts(tenants: Sequence[Tenant]) -> Iterator[Sequence[Tenant]]:
 def _observe_database(settings: DatabaseSettings, tenants: Sequence[Tenant]) -> dict[str, Observation]:
     try:
         with server_cursor(settings) as cursor:
-            # A table that somebody has locked must not keep the rest of the fleet from being seen.
-            cursor.execute("SELECT set_config('lock_timeout', %s, false)", [LOCK_TIMEOUT])
             return dict(_observe_schemas(cursor, tenants))
     except ServiceError as error:
         return {tenant.tenant_id: Observation(error=error) for tenant in tenants}
 
 
 def _observe_schemas(cursor: CursorWrapper, tenants: Sequence[Tenant]) -> Iterator[tuple[str, Observation]]:
+    # A table that somebody has locked must not keep the rest of the fleet from being seen.
+    cursor.execute("SELECT set_config('lock_timeout', %s, false)", [LOCK_TIMEOUT])
     cursor.execute(
         "SELECT n.nspname, array_remove(array_agg(c.relname::text), NULL) FROM pg_namespace n LEFT JOIN pg_class c"
         " ON c.relnamespace = n.oid AND c.relname = ANY(%s) AND c.relkind IN ('r', 'p') WHERE n.nspname = ANY(%s)"
@@ -333,13 +333,14 @@ def migration_records(tenant: Tenant) -> list[MigrationRecord]:
 
 
 def _applied_times(tenant: Tenant) -> dict[Key, datetime]:
-    observation = observe([tenant])[tenant.tenant_id]
-    if observation.applied is None:
-        raise observation.error or ServiceError()
-    if not observation.applied:
-        return {}
+    refuse_control_plane(tenant)
     statement = sql.SQL("SELECT app, name, applied FROM {}").format(sql.Identifier(tenant.schema_name, TABLE))
-    with server_cursor(backend_for(tenant).connection_settings(tenant)) as cursor, translated():
+    with server_cursor(backend_for(tenant).connection_settings(tenant)) as cursor:
+        [(_, observation)] = _observe_schemas(cursor, [tenant])
+        if observation.applied is None:
+            raise observation.error or ServiceError()
+        if not observation.applied:
+            return {}
         cursor.execute(statement)
         return {(app, name): applied for app, name, applied in cursor.fetchall()}
 
