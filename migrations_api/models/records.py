@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final, TypeVar
 
-import psycopg2
 from django.db import connection
 from django.db.models import Model
 from psycopg2.extras import Json
 
 from migrations_api.models.fleet import TenantObservation
+from migrations_api.models.prepared import Statement, fetch_row
 from migrations_api.models.runs import AppliedSet, MigrationRun, Rollout, RunStep
 from migrations_api.plan import Applied, Plan, fingerprint
 from migrations_api.states import IN_FLIGHT_RUN_STATES, RUN_TRANSITIONS, STARTING_ROLLOUT_STATES, RunState, StepState
@@ -33,8 +33,15 @@ def _columns_of(model: type[Model], alias: str) -> str:
 
 _RUN, _STEP = _table(MigrationRun), _table(RunStep)
 
+# The types of placeholders that several statements have.
+_RUNS: Final = {"run": "bigint", "attempt": "int"}
+_SETS: Final = {"set": "text", "migrations": "text"}
+_STEPS: Final = {"positions": "int[]", "states": "text[]", "seconds": "float8[]", "agos": "float8[]"}
+
 # The rollout's row is locked, so that one that is being paused starts nothing that was chosen before.
-CLAIM_SQL: Final = f"""
+CLAIM: Final = Statement(
+    "claim_run",
+    f"""
     WITH rollout AS (
         SELECT state FROM {_table(Rollout)} WHERE id = (SELECT rollout_id FROM {_RUN} WHERE id = %(run)s) FOR SHARE
     )
@@ -45,13 +52,17 @@ CLAIM_SQL: Final = f"""
      WHERE r.id = %(run)s AND t.tenant_id = r.tenant_id AND state = ANY(%(sources)s)
        AND (state <> %(pending)s OR NOT EXISTS (SELECT FROM rollout WHERE state <> ALL(%(starting)s)))
     RETURNING {_columns_of(MigrationRun, "r")}, {_columns_of(Tenant, "t")}
-"""  # noqa: S608 - names of our own tables
+""",  # noqa: S608 - names of our own tables
+    {"run": "bigint", "lease": "float8", "to": "text", "sources": "text[]", "pending": "text", "starting": "text[]"},
+)
 # Kept by its name before anything refers to it; thousands of tenants stand at a few sets.
 _SET: Final = f"""
         INSERT INTO {_table(AppliedSet)} (fingerprint, migrations)
         SELECT %(set)s, %(migrations)s::jsonb WHERE %(set)s IS NOT NULL ON CONFLICT DO NOTHING
 """
-BEGIN_SQL: Final = f"""
+BEGIN: Final = Statement(
+    "begin_run",
+    f"""
     WITH applied AS ({_SET}), mine AS (
         UPDATE {_RUN} SET waiting_cause = '', plan_digest = %(digest)s, applied_before_id = %(set)s,
                model_marks = %(marks)s
@@ -63,7 +74,21 @@ BEGIN_SQL: Final = f"""
                             %(atomics)s::bool[]) step
     )
     SELECT count(*) FROM mine
-"""  # noqa: S608
+""",  # noqa: S608
+    _RUNS
+    | _SETS
+    | {
+        "digest": "text",
+        "marks": "jsonb",
+        "in_flight": "text[]",
+        "pending": "text",
+        "positions": "int[]",
+        "apps": "text[]",
+        "names": "text[]",
+        "backwards": "bool[]",
+        "atomics": "bool[]",
+    },
+)
 _PROGRESS: Final = f"""
         UPDATE {_STEP} s
            SET state = told.state, seconds = told.seconds, started_at = now() - told.ago * interval '1 second'
@@ -71,22 +96,32 @@ _PROGRESS: Final = f"""
                told (position, state, seconds, ago)
          WHERE s.run_id = mine.id AND s.position = told.position
 """  # noqa: S608
-PROGRESS_SQL: Final = f"""
+PROGRESS: Final = Statement(
+    "progress_run",
+    f"""
     WITH mine AS (
         SELECT id, cancel_requested FROM {_RUN}
          WHERE id = %(run)s AND attempt = %(attempt)s AND state = ANY(%(in_flight)s)
     ), progress AS ({_PROGRESS})
     SELECT cancel_requested FROM mine
-"""  # noqa: S608
-JOURNAL_SQL: Final = f"""
+""",  # noqa: S608
+    _RUNS | _STEPS | {"in_flight": "text[]"},
+)
+JOURNAL: Final = Statement(
+    "journal_run",
+    f"""
     UPDATE {_STEP} s SET operation = %(operation)s, statements = %(statements)s,
            first_operation = coalesce(s.first_operation, CASE WHEN %(statements)s > 0 THEN %(operation)s END)
       FROM {_RUN} r WHERE r.id = %(run)s AND r.attempt = %(attempt)s AND r.state = ANY(%(in_flight)s)
        AND s.run_id = r.id AND s.position = %(position)s
  RETURNING 1
-"""  # noqa: S608
+""",  # noqa: S608
+    _RUNS | {"in_flight": "text[]", "position": "int", "operation": "int", "statements": "int"},
+)
 # A look at the tenant that is newer than the run's end has seen what it left.
-END_SQL: Final = f"""
+END: Final = Statement(
+    "end_run",
+    f"""
     WITH applied AS ({_SET}), mine AS (
         UPDATE {_RUN} SET state = %(to)s, finished_at = now(), lease_expires_at = NULL, waiting_cause = '',
                findings = %(findings)s, applied_after_id = coalesce(%(set)s, applied_after_id),
@@ -104,7 +139,13 @@ END_SQL: Final = f"""
          WHERE o.observed_at <= excluded.observed_at
     )
     SELECT count(*) FROM mine
-"""  # noqa: S608
+""",  # noqa: S608
+    _RUNS
+    | _SETS
+    | _STEPS
+    | {"to": "text", "sources": "text[]", "partial": "bool", "findings": "jsonb"}
+    | dict.fromkeys(("error_code", "error_class", "sqlstate", "failed_step", "message"), "text"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +166,7 @@ def claim(run_id: int, *, lease: float) -> MigrationRun | None:
     sources, to = RUN_TRANSITIONS["claim"]
     values: dict[str, Any] = {"run": run_id, "lease": lease, "to": to, "sources": list(sources)}
     states: dict[str, Any] = {"pending": RunState.PENDING, "starting": list(STARTING_ROLLOUT_STATES)}
-    row = _row(CLAIM_SQL, {**values, **states})
+    row = fetch_row(CLAIM, {**values, **states})
     if row is None:
         return None
     own = len(MigrationRun._meta.concrete_fields)
@@ -146,7 +187,7 @@ def begin(run: MigrationRun, plan: Plan, *, steps: Collection[RunStep]) -> bool:
     """Record the plan that is about to be carried out, and from where."""
     return bool(
         _value(
-            BEGIN_SQL,
+            BEGIN,
             run,
             digest=plan.digest,
             **_set(plan.applied),
@@ -164,14 +205,14 @@ def begin(run: MigrationRun, plan: Plan, *, steps: Collection[RunStep]) -> bool:
 
 def progress(run: MigrationRun, told: Sequence[StepProgress]) -> bool | None:
     """Whether the run is to be canceled; None if it is no longer that attempt's."""
-    canceled: bool | None = _value(PROGRESS_SQL, run, in_flight=list(IN_FLIGHT_RUN_STATES), **_columns(told))
+    canceled: bool | None = _value(PROGRESS, run, in_flight=list(IN_FLIGHT_RUN_STATES), **_columns(told))
     return canceled
 
 
 def journal(run: MigrationRun, position: int, *, operation: int, statements: int) -> bool:
     """How far a step has come that is not atomic."""
     place = {"position": position, "operation": operation, "statements": statements}
-    return bool(_value(JOURNAL_SQL, run, in_flight=list(IN_FLIGHT_RUN_STATES), **place))
+    return bool(_value(JOURNAL, run, in_flight=list(IN_FLIGHT_RUN_STATES), **place))
 
 
 def end(run: MigrationRun, action: str, *, told: Sequence[StepProgress], after: Applied | None, **values: Any) -> bool:
@@ -179,7 +220,7 @@ def end(run: MigrationRun, action: str, *, told: Sequence[StepProgress], after: 
     sources, to = RUN_TRANSITIONS[action]
     return bool(
         _value(
-            END_SQL,
+            END,
             run,
             to=to,
             sources=list(sources & IN_FLIGHT_RUN_STATES),
@@ -209,30 +250,6 @@ def _columns(told: Sequence[StepProgress]) -> dict[str, list[Any]]:
     }
 
 
-def _value(statement: str, run: MigrationRun, **values: Any) -> Any:
-    row = _row(statement, {"run": run.pk, "attempt": run.attempt, **values})
+def _value(statement: Statement, run: MigrationRun, **values: Any) -> Any:
+    row = fetch_row(statement, {"run": run.pk, "attempt": run.attempt, **values})
     return None if row is None else row[0]
-
-
-def _row(statement: str, values: dict[str, Any]) -> Sequence[Any] | None:
-    mend()
-    with connection.cursor() as cursor:
-        cursor.execute(statement, values)
-        row: Sequence[Any] | None = cursor.fetchone()
-    return row
-
-
-def mend() -> None:
-    """Connect anew where the session was cut: what a worker has to tell is worth more than what was lost.
-
-    Nothing is sent; only what has arrived is looked at.
-    """
-    raw = connection.connection
-    if raw is None or connection.in_atomic_block:
-        return
-    try:
-        # The first may come upon the server's last words, and only the second upon the end.
-        raw.poll()
-        raw.poll()
-    except psycopg2.Error:
-        connection.close()

@@ -16,6 +16,7 @@ from migrations_api.exceptions import OutcomeUnknown, TenantLocked
 from migrations_api.executor import End, Failure, Options, Outcome, execute, failure_of
 from migrations_api.log_context import about_run
 from migrations_api.models import MigrationRun, records
+from migrations_api.models.prepared import mend
 from migrations_api.orchestrator import repairs, templates
 from migrations_api.orchestrator.batches import goal_of
 from migrations_api.orchestrator.heartbeat import heartbeat
@@ -53,7 +54,7 @@ _bounded: WeakSet[Any] = WeakSet()
 
 def _bound_transactions(seconds: float) -> None:
     """A worker that is paused in the middle of writing a record keeps rows locked, which the coordinator waits for."""
-    records.mend()
+    mend()
     connection.ensure_connection()
     if connection.connection in _bounded:
         return
