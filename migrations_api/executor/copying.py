@@ -156,7 +156,8 @@ def _tell_receivers(tenant: Tenant, connection: DatabaseWrapper, rehearsal: Rehe
     state_apps = rehearsal.final_apps
     signals.clear_caches(state_apps)
     try:
-        rehearsal.tell_receivers(connection, OwnSession(connection), tenant.schema_name)
+        has_types = rehearsal.see_to_types(connection, OwnSession(connection), tenant.schema_name)
+        rehearsal.tell_receivers(has_types=has_types)
     except (Exception, SystemExit) as error:  # noqa: BLE001 - receivers are any code
         return failure_of(error)
     finally:

@@ -89,7 +89,7 @@ def execute(
         plan_digest=plan_digest,
         watch=watch_of(tenant),
     )
-    if work.watch is not None and options == Options(allow_backwards=options.allow_backwards) and has_scripts(source):
+    if work.watch is not None and options.is_plain and has_scripts(source):
         relay = relay_of(tenant).session(tenant, application_name=application_name, watch=work.watch)
         with suppress(NeedsOwnSession), relay as connection:
             return work.carry_out(connection, is_relayed=True)
@@ -122,14 +122,15 @@ class _Work:
             wait=load_conf().lock_wait,
         ):
             rehearsal, plan = self._plan(connection)
-            if is_relayed and not rehearsal.is_script(server_version(connection)):
+            is_script = self.options.is_plain and rehearsal.is_script(server_version(connection))
+            if is_relayed and not is_script:
                 raise NeedsOwnSession
             self._require_allowed(connection, plan)
             self.observer.planned(plan)
             with tenant_as_default(self.tenant, connection):
                 if self.options.prune:
                     return _prune(self.tenant, connection, plan, self.source)
-                return _Execution(self, connection, plan, rehearsal).run()
+                return _Execution(self, connection, plan, rehearsal, is_script=is_script).run()
 
     def reader(self, connection: DatabaseWrapper) -> Reader:
         return self.watch or OwnSession(connection)
@@ -178,11 +179,14 @@ def _prune(tenant: Tenant, connection: DatabaseWrapper, plan: Plan, source: Migr
 class _Execution:
     """One pass of `migrate` over a tenant that is `default`."""
 
-    def __init__(self, work: _Work, connection: DatabaseWrapper, plan: Plan, rehearsal: Rehearsal) -> None:
+    def __init__(
+        self, work: _Work, connection: DatabaseWrapper, plan: Plan, rehearsal: Rehearsal, *, is_script: bool
+    ) -> None:
         self.tenant = work.tenant
         self.connection = connection
         self.watch = work.watch
         self.rehearsal = rehearsal
+        self.is_script = is_script
         self.plan = plan
         self.source = work.source
         self.options = work.options
@@ -204,11 +208,11 @@ class _Execution:
 
     def run(self) -> Outcome:
         signals.register_receivers()
-        signals.clear_caches()
         with self.others:
             return self._run()
 
     def _run(self) -> Outcome:
+        signals.clear_caches()
         try:
             self._migrate()
         except StopRequested:
@@ -221,6 +225,9 @@ class _Execution:
         return self._verified()
 
     def _migrate(self) -> None:
+        if self.is_script:
+            self._follow(self.rehearsal)
+            return
         self._carry_out(self.rehearsal)
         if self.plan.then is not None:
             self.migrator.loader = self.plan.then.loader
@@ -235,8 +242,7 @@ class _Execution:
         try:
             plain = self._is_plain and not rehearsal.is_altered()
             if plain and rehearsal.is_over:
-                self.migrator.follow(rehearsal, on_departure=self._look_before)
-                self._end_alike()
+                self._follow(rehearsal)
                 return
             self._look_before()
             if plain:
@@ -247,9 +253,14 @@ class _Execution:
 
     @property
     def _is_plain(self) -> bool:
-        """Whether nothing but the plan decides what is done, so that it is the same for the next tenant."""
-        options = self.options
-        return not (self.plan.backwards or options.fake or options.fake_initial or options.run_syncdb)
+        return self.options.is_plain and not self.plan.backwards
+
+    def _follow(self, rehearsal: Rehearsal) -> None:
+        self.migrator.follow(rehearsal, on_departure=self._look_before)
+        self.tables = rehearsal.tables(self.connection)
+        has_types = rehearsal.see_to_types(self.connection, self._reader, self.tenant.schema_name)
+        if not (has_types and self.is_script):
+            rehearsal.tell_receivers(has_types=has_types)
 
     def _migrate_as_django(self, rehearsal: Rehearsal) -> None:
         plan, migrations = rehearsal.plan, list(rehearsal.plan.migrations)
@@ -271,11 +282,6 @@ class _Execution:
         if not self.options.fake:
             self.tables = frozenset(tables_of(plan, state, self.connection))
         signals.send(post_migrate, configs=self.configs, state_apps=signals.final_apps(state), migrations=migrations)
-
-    def _end_alike(self) -> None:
-        rehearsal = self.rehearsal
-        self.tables = rehearsal.tables(self.connection)
-        rehearsal.tell_receivers(self.connection, self._reader, self.tenant.schema_name)
 
     def _is_target(self, app_label: str) -> bool:
         return self.plan.target.app_label in {None, app_label}

@@ -31,6 +31,11 @@ class Options:
     # A tenant that has nothing yet is copied from a template if that is exact, and otherwise migrated.
     template: bool = False
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether nothing but the plan decides what is done, so that it is the same for the next tenant."""
+        return not (self.fake or self.fake_initial or self.run_syncdb or self.prune)
+
 
 @dataclass(frozen=True, kw_only=True)
 class StepResult:

@@ -278,17 +278,7 @@ class Rehearsal:
     def _types(self) -> ModelTypes | None:
         return model_types(self.final_apps, self._configs)
 
-    def tell_receivers(self, connection: BaseDatabaseWrapper, reader: Reader, schema: str) -> None:
-        """Send post_migrate; Django's own receivers are spared where it is known what they would do."""
-        signals.send(
-            post_migrate,
-            configs=self._configs,
-            state_apps=self.final_apps,
-            migrations=self.plan.migrations,
-            without=RECEIVERS if self._have_types(connection, reader, schema) else (),
-        )
-
-    def _have_types(self, connection: BaseDatabaseWrapper, reader: Reader, schema: str) -> bool:
+    def see_to_types(self, connection: BaseDatabaseWrapper, reader: Reader, schema: str) -> bool:
         """Whether content types and permissions are there, or have been made.
 
         They are made here only where nobody else is told in between, who might see the one and not yet the other.
@@ -301,6 +291,16 @@ class Rehearsal:
             return False
         self._types.make(connection)
         return True
+
+    def tell_receivers(self, *, has_types: bool) -> None:
+        """Send post_migrate; Django's own receivers are spared where they would do nothing."""
+        signals.send(
+            post_migrate,
+            configs=self._configs,
+            state_apps=self.final_apps,
+            migrations=self.plan.migrations,
+            without=RECEIVERS if has_types else (),
+        )
 
     def tables(self, connection: Any) -> frozenset[str]:
         return frozenset(tables_of(self.plan, self._after, connection))
