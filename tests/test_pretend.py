@@ -60,7 +60,7 @@ def _names(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def _first_tenants() -> None:
     """Of which every statement goes through a schema editor, where it is captured."""
-    rehearsal._rehearsals.clear()
+    rehearsal.clear()
 
 
 def left_behind() -> set[str]:

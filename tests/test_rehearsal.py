@@ -47,9 +47,9 @@ def migration(name: str, *operations: Any, after: str = "0001_initial") -> type[
 
 @pytest.fixture(autouse=True)
 def forgotten() -> Iterator[None]:
-    rehearsal._rehearsals.clear()
+    rehearsal.clear()
     yield
-    rehearsal._rehearsals.clear()
+    rehearsal.clear()
 
 
 @pytest.fixture
@@ -104,6 +104,20 @@ def test_departure__a_constraint_of_another_name_is_dropped_all_the_same(
             tenant, "SELECT 1 FROM pg_constraint WHERE conrelid = 'orders_order'::regclass AND contype = 'u'"
         )
     assert "orders.m2 is not what it was for other tenants" in caplog.text
+
+
+def test_departure__goes_on_to_the_end_of_the_plan(make_tenant: MakeTenant, code: Callable[..., None]) -> None:
+    plain = models.CharField(max_length=10)
+    code(
+        m2=migration("m2", migrations.AlterField("Order", "number", plain)),
+        m3=migration("m3", migrations.AddField("Order", "total", models.IntegerField(null=True)), after="m2"),
+    )
+    tenants = standing_at_first(make_tenant, 4)
+    [[name]] = query(
+        tenants[1], "SELECT conname FROM pg_constraint WHERE conrelid = 'orders_order'::regclass AND contype = 'u'"
+    )
+    query(tenants[1], f'ALTER TABLE orders_order RENAME CONSTRAINT "{name}" TO by_hand; SELECT 1')
+    assert [migrate(tenant).state for tenant in tenants] == ["succeeded"] * 4
 
 
 def test_failure__of_one_tenant_is_its_own(make_tenant: MakeTenant, code: Callable[..., None]) -> None:

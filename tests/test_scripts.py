@@ -151,9 +151,9 @@ def history(number: int) -> MigrationSource:
 
 @pytest.fixture(autouse=True)
 def forgotten() -> Iterator[None]:
-    rehearsal._rehearsals.clear()
+    rehearsal.clear()
     yield
-    rehearsal._rehearsals.clear()
+    rehearsal.clear()
 
 
 def migrated(tenant: Tenant) -> dict[str, Any]:
@@ -184,6 +184,6 @@ def test_script__leaves_what_django_leaves(
     scripts.clear()
     followed = migrated(make_tenant("third"))
     assert any(scripts)
-    rehearsal._rehearsals.clear()
+    rehearsal.clear()
 
     assert followed == migrated(make_tenant("alone"))

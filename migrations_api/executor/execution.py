@@ -20,6 +20,7 @@ from migrations_api.executor.migrator import TenantMigrator
 from migrations_api.executor.model_rows import forget_model_rows, model_marks
 from migrations_api.executor.outcome import End, Failure, Observer, Options, Outcome, StepResult, StopRequested
 from migrations_api.executor.rehearsal import Rehearsal, has_scripts, rehearsal_of, server_version
+from migrations_api.executor.script import Script
 from migrations_api.executor.syncdb import sync_apps
 from migrations_api.executor.verification import (
     Faults,
@@ -122,15 +123,15 @@ class _Work:
             wait=load_conf().lock_wait,
         ):
             rehearsal, plan = self._plan(connection)
-            is_script = self.options.is_plain and rehearsal.is_script(server_version(connection))
-            if is_relayed and not is_script:
+            script = rehearsal.whole_script(server_version(connection)) if self.options.is_plain else None
+            if is_relayed and script is None:
                 raise NeedsOwnSession
             self._require_allowed(connection, plan)
             self.observer.planned(plan)
             with tenant_as_default(self.tenant, connection):
                 if self.options.prune:
                     return _prune(self.tenant, connection, plan, self.source)
-                return _Execution(self, connection, plan, rehearsal, is_script=is_script).run()
+                return _Execution(self, connection, plan, rehearsal, script).run()
 
     def reader(self, connection: DatabaseWrapper) -> Reader:
         return self.watch or OwnSession(connection)
@@ -180,13 +181,13 @@ class _Execution:
     """One pass of `migrate` over a tenant that is `default`."""
 
     def __init__(
-        self, work: _Work, connection: DatabaseWrapper, plan: Plan, rehearsal: Rehearsal, *, is_script: bool
+        self, work: _Work, connection: DatabaseWrapper, plan: Plan, rehearsal: Rehearsal, script: Script | None
     ) -> None:
         self.tenant = work.tenant
         self.connection = connection
         self.watch = work.watch
         self.rehearsal = rehearsal
-        self.is_script = is_script
+        self.script = script
         self.plan = plan
         self.source = work.source
         self.options = work.options
@@ -225,8 +226,8 @@ class _Execution:
         return self._verified()
 
     def _migrate(self) -> None:
-        if self.is_script:
-            self._follow(self.rehearsal)
+        if self.script is not None:
+            self._say(self.script)
             return
         self._carry_out(self.rehearsal)
         if self.plan.then is not None:
@@ -255,12 +256,20 @@ class _Execution:
     def _is_plain(self) -> bool:
         return self.options.is_plain and not self.plan.backwards
 
+    def _say(self, script: Script) -> None:
+        self.migrator.say(script)
+        self.tables = script.tables
+        if script.types is None:
+            self.rehearsal.tell_receivers(has_types=False)
+        elif not script.types.are_in(self._reader, self.tenant.schema_name):
+            script.types.make(self.connection)
+
     def _follow(self, rehearsal: Rehearsal) -> None:
         self.migrator.follow(rehearsal, on_departure=self._look_before)
         self.tables = rehearsal.tables(self.connection)
         has_types = rehearsal.see_to_types(self.connection, self._reader, self.tenant.schema_name)
-        if not (has_types and self.is_script):
-            rehearsal.tell_receivers(has_types=has_types)
+        rehearsal.tell_receivers(has_types=has_types)
+        rehearsal.conclude(self.connection)
 
     def _migrate_as_django(self, rehearsal: Rehearsal) -> None:
         plan, migrations = rehearsal.plan, list(rehearsal.plan.migrations)

@@ -18,6 +18,7 @@ from migrations_api.executor.guard import Standing, locked_things, made_things, 
 from migrations_api.executor.journal import JournalKeeper, flush_deferred
 from migrations_api.executor.outcome import Observer, StepResult, StopRequested
 from migrations_api.executor.rehearsal import Departure, Rehearsal, Tape, isolated, server_version
+from migrations_api.executor.script import Script
 from migrations_api.plan import Plan, Planner, Step
 from tenants.conf import load_conf
 from tenants.exceptions import OutsideTenant, ServerError
@@ -60,6 +61,7 @@ class TenantMigrator(Planner):
         self.step: Step | None = None
         self.journal = JournalKeeper(connection, tell=self._tell)
         self.results: list[StepResult] = []
+        self._applied = plan.applied
         self._rehearsal: Rehearsal | None = None
         self._schema = schema
         self._role = role
@@ -71,23 +73,44 @@ class TenantMigrator(Planner):
 
         `on_departure` is called before one that is not what it was for other tenants is begun again.
         """
-        if rehearsal.order and not rehearsal.plan.applied:
+        if rehearsal.order and not self._applied:
             self.recorder.ensure_schema()
         for migration in rehearsal.order:
             if not migration.atomic:
                 self.apply_migration(isolated(rehearsal.states(migration)[0]), migration)
                 continue
             with self._step(migration, backwards=False) as finish:
-                try:
-                    self._follow(migration, rehearsal)
-                except Departure:
-                    logger.info("%s.%s is not what it was for other tenants", migration.app_label, migration.name)
-                    rehearsal.forget()
+                if not self._follows(migration, rehearsal):
                     on_departure()
                     self._apply(isolated(rehearsal.states(migration)[0]), migration)
                 finish(faked=False)
         if self.loader.replacements:
             self.check_replacements()
+
+    def say(self, script: Script) -> None:
+        """Send what is known word for word."""
+        if script.messages and not self._applied:
+            self.recorder.ensure_schema()
+        for key, message in script.messages.items():
+            migration = self.loader.graph.nodes[key]
+            with self._step(migration, backwards=False) as finish:
+                with self.recorder.sent_with(message):
+                    self._record(migration)
+                finish(faked=False)
+        if self.loader.replacements:
+            self.check_replacements()
+
+    def _follows(self, migration: Migration, rehearsal: Rehearsal) -> bool:
+        """Whether it was carried out as for other tenants; behind a departure, nothing is known of them any more."""
+        if not rehearsal.knows(migration):
+            return False
+        try:
+            self._follow(migration, rehearsal)
+        except Departure:
+            logger.info("%s.%s is not what it was for other tenants", migration.app_label, migration.name)
+            rehearsal.forget()
+            return False
+        return True
 
     def _follow(self, migration: Migration, rehearsal: Rehearsal) -> None:
         version = server_version(self.connection)

@@ -27,7 +27,7 @@ from django.db.models.signals import post_migrate, pre_migrate
 
 from migrations_api.executor import signals
 from migrations_api.executor.model_types import RECEIVERS, ModelTypes, model_types
-from migrations_api.executor.script import Statement, script_of
+from migrations_api.executor.script import Script, Statement, script_of
 from migrations_api.executor.verification import tables_of
 from migrations_api.plan import Applied, Key, MigrationSource, Plan, Planner, Target, plan_to
 from tenants.watch import Reader
@@ -150,9 +150,11 @@ def isolated(state: ProjectState) -> ProjectState:
 class Rehearsal:
     """One plan, for whichever tenant. Belongs to one process, which works on one tenant at a time."""
 
-    def __init__(self, source: MigrationSource, plan: Plan) -> None:
+    def __init__(self, source: MigrationSource, plan: Plan, *, scripts: dict[int, Script] | None = None) -> None:
         self.source = source
         self.plan = plan
+        # By the server's version.
+        self._whole = {} if scripts is None else scripts
         self.noted: dict[Key, list[Statement]] = {}
         self._agreed: set[tuple[Key, int]] = set()
         self._scripts: dict[Key, str | None] = {}
@@ -163,6 +165,9 @@ class Rehearsal:
     def is_over(self) -> bool:
         """Whether a tenant has gone through all of it, so that the next one can follow."""
         return all(_key(migration) in self.noted or not migration.atomic for migration, _ in self.plan.migrations)
+
+    def knows(self, migration: Migration) -> bool:
+        return _key(migration) in self.noted
 
     def is_harmless(self, migration: Migration) -> bool:
         """Whether what was noted can reach no other tenant: DDL of Django's own making, in names without a schema.
@@ -186,7 +191,14 @@ class Rehearsal:
                 self.is_harmless(migration) and not any(UNCHECKED in sql for sql, _ in self.noted[_key(migration)])
                 for migration, _ in self.plan.migrations
             )
-            and signals.receivers(pre_migrate, self._configs) <= {inject_rename_contenttypes_operations}
+            and self._tells_nobody
+        )
+
+    @property
+    def _tells_nobody(self) -> bool:
+        """Whether all receivers are Django's own, of which it is known what they would do."""
+        return (
+            signals.receivers(pre_migrate, self._configs) <= {inject_rename_contenttypes_operations}
             and signals.receivers(post_migrate, self._configs) <= RECEIVERS
         )
 
@@ -204,17 +216,20 @@ class Rehearsal:
             self._scripts[key] = script_of(migration, self.states(migration), self.noted[key]) if plain else None
         return self._scripts[key]
 
-    def is_script(self, server_version: int) -> bool:
-        """Whether all of the plan is known word for word, and nobody but Django's own receivers is told of it."""
-        return (
-            self.plan.then is None
-            and not self.plan.backwards
-            and self.leaves_no_faults
-            and all(
-                migration.atomic and self.script(migration, server_version) is not None
-                for migration, _ in self.plan.migrations
-            )
-        )
+    def conclude(self, connection: Any) -> None:
+        """A tenant has gone through all of it as the first one did: keep it as a script, if it is one."""
+        version = server_version(connection)
+        if self.plan.then is not None or self.plan.backwards or version in self._whole or not self.leaves_no_faults:
+            return
+        messages = {_key(each): self.script(each, version) if each.atomic else None for each in self.order}
+        said = {key: message for key, message in messages.items() if message is not None}
+        if len(said) == len(messages):
+            self._whole[version] = Script(messages=said, tables=self.tables(connection), types=self._types)
+
+    def whole_script(self, server_version: int) -> Script | None:
+        """None where the tenant must be asked itself, or somebody but Django's own receivers is told of the run."""
+        found = self._whole.get(server_version)
+        return found if found is not None and self._tells_nobody else None
 
     def is_altered(self) -> bool:
         """Whether receivers of pre_migrate have put operations of their own into the plan."""
@@ -233,6 +248,7 @@ class Rehearsal:
         self.noted.clear()
         self._agreed.clear()
         self._scripts.clear()
+        self._whole.clear()
 
     @cached_property
     def before(self) -> ProjectState:
@@ -318,7 +334,13 @@ def _share(before: ProjectState, after: ProjectState) -> None:
             after.models[key] = earlier
 
 
+# Which apps, where a tenant stands, and where it is to go.
+Place = tuple[frozenset[str], Applied, Target]
+Lesson = tuple[Place, int, Script]
+
 _rehearsals: OrderedDict[tuple[int, Applied, Target], Rehearsal] = OrderedDict()
+_scripts: OrderedDict[Place, dict[int, Script]] = OrderedDict()
+_told: set[tuple[Place, int]] = set()
 
 
 def rehearsal_of(source: MigrationSource, applied: Applied, target: Target) -> Rehearsal:
@@ -326,16 +348,48 @@ def rehearsal_of(source: MigrationSource, applied: Applied, target: Target) -> R
     own = frozenset(key for key in applied if key[0] in source.labels)
     key = (id(source), own, target)
     if key not in _rehearsals:
-        _rehearsals[key] = Rehearsal(source, plan_to(source, own, target))
+        scripts = _scripts_at((source.labels, own, target))
+        _rehearsals[key] = Rehearsal(source, plan_to(source, own, target), scripts=scripts)
     _rehearsals.move_to_end(key)
     while len(_rehearsals) > KEPT:
         _rehearsals.popitem(last=False)
     return _rehearsals[key]
 
 
+def _scripts_at(place: Place) -> dict[int, Script]:
+    scripts = _scripts.setdefault(place, {})
+    _scripts.move_to_end(place)
+    while len(_scripts) > KEPT:
+        _scripts.popitem(last=False)
+    return scripts
+
+
 def has_scripts(source: MigrationSource) -> bool:
-    """Whether there is a plan that a tenant has gone through, so that the next one may need nothing but its script."""
-    return any(rehearsal.source is source and rehearsal.is_over for rehearsal in _rehearsals.values())
+    """Whether there is a plan of which the next tenant may need nothing but its script."""
+    return any(scripts and labels == source.labels for (labels, _, _), scripts in _scripts.items())
+
+
+def learned() -> list[Lesson]:
+    """The scripts that this process has come to since it was last asked, for others that were forked from the same."""
+    known = {(place, version) for place, scripts in _scripts.items() for version in scripts}
+    new = known - _told
+    _told.intersection_update(known)
+    _told.update(new)
+    return [(place, version, _scripts[place][version]) for place, version in new]
+
+
+def learn(lessons: Sequence[Lesson]) -> None:
+    """Take over what another process has come to."""
+    for place, version, script in lessons:
+        _scripts_at(place)[version] = script
+        _told.add((place, version))
+
+
+def clear() -> None:
+    """Forget everything: the migrations on disk are others now."""
+    _rehearsals.clear()
+    _scripts.clear()
+    _told.clear()
 
 
 def server_version(connection: Any) -> int:

@@ -4,13 +4,17 @@ Two tenants have said them word for word, and what wrote them was Django alone: 
 its own fields, without having asked the tenant's catalog anything, and without a default that is computed anew.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 from django.db.migrations import operations
 from django.db.migrations.migration import Migration
 from django.db.migrations.operations.base import Operation
 from django.db.migrations.state import ModelState, ProjectState
+
+from migrations_api.executor.model_types import ModelTypes
+from migrations_api.plan import Key
 
 # Those that change one model; what is said of others, such as keys that point to it, may be anybody's code.
 OF_ONE_MODEL: Final = frozenset(
@@ -29,6 +33,19 @@ OF_ONE_MODEL: Final = frozenset(
     }
 )
 Statement = tuple[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Script:
+    """All that a plan comes to in a tenant that stands where it begins; plain data, for other processes too.
+
+    `messages` are of its migrations, in their order; `tables` those that it makes; `types` what Django keeps of the
+    models, None where only its own receivers know.
+    """
+
+    messages: Mapping[Key, str]
+    tables: frozenset[str]
+    types: ModelTypes | None
 
 
 def script_of(migration: Migration, states: Sequence[ProjectState], noted: Sequence[Statement]) -> str | None:
