@@ -1,12 +1,29 @@
 #!/usr/bin/env python
+import gc
 import os
 import sys
 
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
-from django.core.management import execute_from_command_line
+from django.core.management import ManagementUtility
+from django.core.management.base import BaseCommand
 
 from service.embedded_postgres import EmbeddedPostgresError
+
+
+class Utility(ManagementUtility):
+    """Looks for no garbage while it loads the apps and the command: what is imported stays."""
+
+    def __init__(self, argv: list[str]) -> None:
+        super().__init__(argv)
+        gc.disable()
+
+    def fetch_command(self, subcommand: str) -> BaseCommand:
+        try:
+            return super().fetch_command(subcommand)
+        finally:
+            gc.freeze()
+            gc.enable()
 
 
 def main() -> None:
@@ -16,7 +33,7 @@ def main() -> None:
             settings.EMBEDDED_POSTGRES.start(databases=["control_plane", "shop"])
     except (ImproperlyConfigured, EmbeddedPostgresError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
-    execute_from_command_line(sys.argv)
+    Utility(sys.argv).execute()
 
 
 if __name__ == "__main__":
