@@ -145,7 +145,7 @@ def request_run(
         # Under the tenant's lock only a run's end can come in between; the constraint holds whoever forgets the lock.
         if active := MigrationRun.objects.active().filter(tenant=tenant).first():
             raise RunActive(tenant.tenant_id, active.pk)
-        run = _run(tenant, request, batch=undo() if undo else None)
+        run = _run(tenant, _asked(request), batch=undo() if undo else None)
         run.expected_digest = expected_digest
         run.retry_of = retry_of
         run.lease_expires_at = lease_of(request.via)
@@ -209,7 +209,6 @@ def request_rollout(
             retry_of=retry_of,
             undoes=undoes,
             foreground=request.via == RequestedVia.COMMAND,
-            requested_by=request.by,
             lease_expires_at=lease_of(request.via),
             **_asked(request),
         )
@@ -271,31 +270,38 @@ def _require_somebody_free(arranged: Arrangement) -> None:
 def _runs(
     rollout: Rollout, arranged: Arrangement, request: Request, batches: Mapping[str, Batch]
 ) -> Iterator[MigrationRun]:
+    asked = _asked(request)
     for wave, tenants in arranged.waves.items():
         for tenant in tenants:
-            yield _run(tenant, request, rollout, wave, batch=batches.get(tenant.pk))
+            yield _run(tenant, asked, rollout, wave, batch=batches.get(tenant.pk))
     for each in arranged.left_out:
-        run = _run(each.tenant, request, rollout, arranged.last_wave, batch=batches.get(each.tenant.pk))
+        run = _run(each.tenant, asked, rollout, arranged.last_wave, batch=batches.get(each.tenant.pk))
         run.state, run.finished_at = RunState.SKIPPED, timezone.now()
         run.error_code, run.message = each.code, each.reason[:1000]
         yield run
 
 
-def _asked(request: Request) -> dict[str, object]:
+def _asked(request: Request) -> dict[str, Any]:
     return {
         "action": request.action,
         "app_label": request.target.app_label or "",
         "migration_name": request.target.migration_name or "",
         "options": {name: value for name, value in asdict(request.options).items() if value != getattr(Options, name)},
+        "requested_by": request.by,
         "requested_via": request.via,
     }
 
 
 def _run(
-    tenant: Tenant, request: Request, rollout: Rollout | None = None, wave: int = 0, *, batch: Batch | None = None
+    tenant: Tenant,
+    asked: Mapping[str, Any],
+    rollout: Rollout | None = None,
+    wave: int = 0,
+    *,
+    batch: Batch | None = None,
 ) -> MigrationRun:
     undo = {"undo": batch.as_dict(), "undoes_id": batch.undoes} if batch else {}
-    return MigrationRun(tenant=tenant, rollout=rollout, wave=wave, requested_by=request.by, **_asked(request), **undo)
+    return MigrationRun(tenant=tenant, rollout=rollout, wave=wave, **asked, **undo)
 
 
 def goes_back(request: Request) -> bool:
