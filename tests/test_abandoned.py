@@ -8,8 +8,8 @@ from django.db.models.functions import Now
 
 from migrations_api.executor.lock import lock_key
 from migrations_api.models import MigrationRun, Rollout, RunStep, TenantObservation, records
-from migrations_api.orchestrator import abandoned
 from migrations_api.orchestrator import recorder as recorder_module
+from migrations_api.orchestrator import settling
 from migrations_api.orchestrator.abandoned import settle_abandoned
 from migrations_api.orchestrator.advance import advance
 from migrations_api.orchestrator.heartbeat import heartbeat
@@ -500,11 +500,11 @@ def test_settle__that_comes_too_late_leaves_the_steps_to_whoever_has_the_run(
     """It has read the tenant; before it writes, another settles the run, and a worker begins it anew."""
     tenant = make_tenant()
     run, plan = abandon(tenant, Target(app_label="users"), in_step=True)
-    read = abandoned._read_under_lock
+    read = settling._read_under_lock
 
     def then_others(late: MigrationRun, source: Any) -> Any:
         found = read(late, source)
-        monkeypatch.setattr(abandoned, "_read_under_lock", read)
+        monkeypatch.setattr(settling, "_read_under_lock", read)
         settle_abandoned()
         assert records.claim(run.pk, lease=30) is not None
         again = Recorder(MigrationRun.objects.get(pk=run.pk), emit=lambda event: None, should_stop=never)
@@ -513,7 +513,7 @@ def test_settle__that_comes_too_late_leaves_the_steps_to_whoever_has_the_run(
         return found
 
     MigrationRun.objects.filter(pk=run.pk).update(requested_via="api")
-    monkeypatch.setattr(abandoned, "_read_under_lock", then_others)
+    monkeypatch.setattr(settling, "_read_under_lock", then_others)
     settle_abandoned()
 
     run.refresh_from_db()

@@ -18,7 +18,8 @@ django.setup()
 from django.core.management import load_command_class
 command = load_command_class("migrations_api", sys.argv[1])
 command.check(tags=command.requires_system_checks)
-print(*sorted({"migrations_api.views", "rest_framework.serializers", "rich", "service.urls"} & set(sys.modules)))
+web = {"migrations_api.views", "service.urls", "rest_framework.serializers", "rest_framework.views"}
+print(*sorted((web | {"celery", "drf_spectacular.openapi", "prometheus_client", "rich"}) & set(sys.modules)))
 """
 
 

@@ -1,4 +1,4 @@
-"""How a command starts."""
+"""What a command loads: no more than the work that there is, and garbage is collected while it is done."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from migrations_api.models import MigrationRun
+from tenants.models import Tenant
 from tests.processes import GIVE_UP, Process, output, processes
 
 # As manage.py does it, and then what that has come to.
@@ -13,8 +15,12 @@ PROGRAM = """
 import gc, sys
 from manage import Utility
 Utility(["manage.py", *sys.argv[1:]]).execute()
+executing = {"diagnosis", "execution", "migrator", "rehearsal", "template", "transcript"}
+loaded = {f"migrations_api.executor.{name}" for name in executing} | {"migrations_api.orchestrator.work"}
+print("loaded:", *sorted(loaded & set(sys.modules)))
 print("collects:", gc.isenabled(), "spares what was there before:", gc.get_freeze_count() > 0)
 """
+NOTHING = "loaded:\n"
 
 
 @pytest.fixture
@@ -28,6 +34,33 @@ def run(tmp_path: Path) -> Iterator[Callable[..., str]]:
             return output(process)
 
         yield finish
+
+
+@pytest.mark.parametrize("executor", ["sequential", "parallel"])
+def test_migrate_all__loads_what_executes_only_where_something_is_to_be_executed(
+    executor: str, make_tenant: Callable[..., Tenant], run: Callable[..., str]
+) -> None:
+    make_tenant("acme")
+    pending = run("migratealltenants", f"--executor={executor}")
+    assert "1 tenant migrated" in pending
+    # Of the parallel one, this is the process that the workers are forked from.
+    assert {"migrations_api.executor.execution", "migrations_api.orchestrator.work"} <= set(pending.split())
+    up_to_date = run("migratealltenants", f"--executor={executor}")
+    assert "0 tenants migrated, 1 unchanged" in up_to_date
+    assert NOTHING in up_to_date
+
+
+def test_migrate_all__settles_what_was_abandoned_all_the_same(
+    make_tenant: Callable[..., Tenant], run: Callable[..., str]
+) -> None:
+    """What settles is loaded with the first run that needs it."""
+    tenant = make_tenant("acme")
+    lost = MigrationRun.objects.create(
+        tenant=tenant, state="running", attempt=1, lease_expires_at="2020-01-01T00:00:00Z", requested_via="command"
+    )
+    run("migratealltenants", "--executor=sequential")
+    lost.refresh_from_db()
+    assert (lost.state, lost.error_code) == ("failed", "worker_lost")
 
 
 def test_command__collects_garbage_and_spares_what_was_imported(plane: None, run: Callable[..., str]) -> None:

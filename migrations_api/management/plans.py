@@ -1,9 +1,13 @@
+from typing import TYPE_CHECKING
+
 from migrations_api.exceptions import InvalidOptions
-from migrations_api.executor.transcript import Transcript
 from migrations_api.management.base import ServiceCommand
 from migrations_api.orchestrator.requests import Preview, Request, check_options
 from migrations_api.orchestrator.selection import SHARED_WAVE
 from migrations_api.plan import Plan
+
+if TYPE_CHECKING:  # What makes one is loaded where one is asked for.
+    from migrations_api.executor.transcript import Transcript
 
 
 def check_question(request: Request) -> None:
@@ -36,7 +40,7 @@ def write_plan(command: ServiceCommand, tenant_id: str, plan: Plan, *, output: s
         command.stdout.write(f"  {'Undo ' if step.backwards else ''}{step.file}")
 
 
-def write_sql(command: ServiceCommand, tenant_id: str, plan: Plan, transcript: Transcript, *, output: str) -> None:
+def write_sql(command: ServiceCommand, tenant_id: str, plan: Plan, transcript: "Transcript", *, output: str) -> None:
     """The statements as a script; what is no SQL, or is told beside it, stands in comments."""
     if output == "json":
         from migrations_api.management import documents  # noqa: PLC0415 - REST framework is not for the others

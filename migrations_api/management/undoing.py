@@ -1,4 +1,4 @@
-"""What commands that take migrations back have in common: the plan or its SQL, the question, the run."""
+"""What commands that take migrations back in many tenants have in common: the question, the rollout."""
 
 from typing import Any, ClassVar
 
@@ -8,13 +8,11 @@ from migrations_api.exceptions import InvalidOptions
 from migrations_api.management.base import (
     ServiceCommand,
     add_confirm_arguments,
-    plan_digest,
     require_confirmed,
-    tenant_id,
     user,
 )
 from migrations_api.management.foreground import carry_out
-from migrations_api.management.plans import write_plan, write_preview, write_sql
+from migrations_api.management.plans import write_preview
 from migrations_api.management.rollout_options import (
     add_selector_arguments,
     add_strategy_arguments,
@@ -23,48 +21,14 @@ from migrations_api.management.rollout_options import (
 )
 from migrations_api.models import Action, Rollout
 from migrations_api.orchestrator import observations
-from migrations_api.orchestrator.pretending import pretend
 from migrations_api.orchestrator.requests import Preview, Request, preview_rollout, request_rollout
 from migrations_api.orchestrator.rollbacks import preview_rollout_rollback, request_rollout_rollback
 from migrations_api.orchestrator.selection import select
-from migrations_api.plan import Plan
 from tenants.conf import load_conf
-from tenants.models import Tenant
 
 # What --rollback takes its tenants and its target from is the rollout.
 OF_MIGRATIONS = ("app_label", "migration_name", "plan", "check", "fake", "fake_initial", "run_syncdb", "prune")
 OF_SELECTORS = ("tenant_id", "exclude", "label", "isolation_type", "status", "failed_in", "unfinished_in", "shard")
-
-
-def add_tenant_arguments(parser: CommandParser) -> None:
-    parser.add_argument("--tenant-id", required=True, type=tenant_id, help="The tenant, as showtenants lists it.")
-    parser.add_argument("--plan", action="store_true", help="Show what would be done and change nothing.")
-    parser.add_argument("--pretend", action="store_true", help="Show the SQL that would be run; change nothing.")
-    parser.add_argument(
-        "--plan-digest",
-        type=plan_digest,
-        help="Carry out only the plan of that plan_digest, which --plan --format json shows.",
-    )
-    add_confirm_arguments(parser, word="TENANT_ID")
-    parser.add_argument("--format", choices=["table", "json"], default="table")
-
-
-def was_question(command: ServiceCommand, tenant: Tenant, plan: Plan, options: dict[str, Any]) -> bool:
-    """Answer --plan and --pretend; whether one of them was given."""
-    if options["pretend"]:
-        write_sql(command, tenant.tenant_id, plan, pretend(tenant, plan), output=options["format"])
-    elif options["plan"]:
-        write_plan(command, tenant.tenant_id, plan, output=options["format"])
-    return bool(options["pretend"] or options["plan"])
-
-
-def confirm_plan(command: ServiceCommand, tenant: Tenant, plan: Plan, options: dict[str, Any]) -> None:
-    """Raise CommandError unless somebody agrees to what the plan undoes."""
-    undone = ", ".join(step.file for step in plan.steps if step.backwards)
-    again = ", and then everything is migrated again" if plan.then else ""
-    what = f"This undoes in tenant '{tenant.tenant_id}', with the rows that go with it: {undone or 'nothing'}{again}."
-    word, confirm = tenant.tenant_id, options["confirm"]
-    require_confirmed(command, what, word, confirm=confirm, interactive=options["interactive"])
 
 
 def roll_back(

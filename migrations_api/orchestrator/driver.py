@@ -20,7 +20,6 @@ from migrations_api.orchestrator.confirmation import confirm_up_to_date
 from migrations_api.orchestrator.endings import finish_if_done
 from migrations_api.orchestrator.rollout_verbs import cancel, pause
 from migrations_api.orchestrator.strategy import Strategy
-from migrations_api.orchestrator.work import work
 from migrations_api.states import ACTIVE_ROLLOUT_STATES, RolloutState
 from tenants.conf import load_conf
 
@@ -29,6 +28,7 @@ logger = logging.getLogger(__name__)
 Choose = Callable[[int, frozenset[int]], list[int]]
 # How long to wait, in seconds, before the rows are read again.
 POLL: Final = 0.5
+_WORK: Final = "migrations_api.orchestrator.work.work"
 
 
 def drive(
@@ -57,6 +57,9 @@ def drive(
             looked_at = rollout.open_wave
             if confirm_up_to_date(rollout, emit=emit):
                 chosen = advance(rollout, limit=limit, lease=lease, held=held)
+        if chosen:
+            # In this process, before the workers are forked: not each of them is to load it once more.
+            import_string(_WORK)
         return chosen
 
     terms = Terms(
@@ -77,6 +80,11 @@ def drive(
         Rollout.objects.filter(pk=rollout.pk).update(foreground=False, lease_expires_at=None)
         rollout.refresh_from_db()
     return rollout
+
+
+def work(run_id: int, *, emit: Emit, should_stop: ShouldStop) -> None:
+    """Loaded with the first run that is left to be carried out: most often there is none."""
+    import_string(_WORK)(run_id, emit=emit, should_stop=should_stop)
 
 
 def dispatcher_for(executor: str) -> type[Dispatcher]:

@@ -4,7 +4,7 @@ from django.core.management.base import CommandParser
 
 from migrations_api.management.base import ServiceCommand, positive, user
 from migrations_api.management.commands.migratetenant import carry_out
-from migrations_api.management.undoing import add_tenant_arguments, confirm_plan, was_question
+from migrations_api.management.undoing_one import add_tenant_arguments, confirm_plan, was_question
 from migrations_api.models import Action
 from migrations_api.orchestrator.requests import Request, get_tenant
 from migrations_api.orchestrator.rollbacks import chosen, request_rollback, rollback_plan
