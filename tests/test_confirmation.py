@@ -146,8 +146,21 @@ def test_confirmation__takes_as_many_queries_for_many_tenants_as_for_few(
     for names in (["acme"], [f"t{number}" for number in range(5)]):
         rollout = roll_out(migrated(make_tenant, *names))
         advance(rollout, limit=1, lease=30)
-        with django_assert_num_queries(10):
+        with django_assert_num_queries(9):
             assert confirmation.confirm_up_to_date(rollout, emit=lambda event: None) == len(names)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 4])
+def test_confirmation__reaches_all_of_them_batch_by_batch(
+    batch: int, make_tenant: MakeTenant, monkeypatch: pytest.MonkeyPatch, worked_on: list[str]
+) -> None:
+    tenants = migrated(make_tenant, "acme", "globex", "initech")
+    worked_on.clear()
+    monkeypatch.setattr(confirmation, "BATCH", batch)
+    rollout = roll_out(tenants)
+    carried_out(rollout)
+    assert worked_on == []
+    assert set(rollout.runs.values_list("state", flat=True)) == {"succeeded"}
 
 
 def test_coordinator__looks_at_each_wave_once(make_tenant: MakeTenant) -> None:

@@ -57,10 +57,10 @@ def _batches(rollout: Rollout) -> Iterator[Sequence[MigrationRun]]:
         .select_related("tenant")
         .order_by("pk")
     )
-    after = 0
-    while batch := list(pending.filter(pk__gt=after)[:BATCH]):
+    batch = list(pending[:BATCH])
+    while batch:
         yield batch
-        after = batch[-1].pk
+        batch = list(pending.filter(pk__gt=batch[-1].pk)[:BATCH]) if len(batch) == BATCH else []
 
 
 def _idle(

@@ -72,8 +72,9 @@ def drive(
     )
     dispatcher = dispatcher_for(executor)(terms)
     carry_out(dispatcher, choose, idle=lambda: _goes_on(rollout, on_gate, lease=lease, stop=should_stop))
-    finish_if_done(rollout)
-    rollout.refresh_from_db()
+    if rollout.state in ACTIVE_ROLLOUT_STATES:
+        finish_if_done(rollout)
+        rollout.refresh_from_db()
     if rollout.state == RolloutState.RUNNING and rollout.foreground:
         # A run of it cannot be settled now, and whoever drives it next has to know.
         pause(rollout, reason="The tenant of a run that lost its worker cannot be read.")
