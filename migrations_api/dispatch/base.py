@@ -1,6 +1,6 @@
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from migrations_api.events import Event
 
@@ -15,6 +15,16 @@ class Work(Protocol):
     def __call__(self, run_id: int, *, emit: Emit, should_stop: ShouldStop) -> None: ...
 
 
+class Lore(Protocol):
+    """What a worker process has found out and others can use, as plain data: none has to find it out anew."""
+
+    def learned(self) -> Sequence[Any]:
+        """What is new since this process was last asked."""
+
+    def learn(self, lessons: Sequence[Any]) -> None:
+        """Take over what another process has learned."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Terms:
     """On which runs are dispatched. `max_concurrency` limits those in flight, whatever is submitted.
@@ -23,6 +33,8 @@ class Terms:
 
     With `leaves_running` another driver carries on where this one ends: once `should_stop` says so, what is not done by
     processes of this machine is neither stopped nor waited for.
+
+    With `lore`, worker processes tell each other of it.
     """
 
     work: Work
@@ -32,6 +44,7 @@ class Terms:
     on_lost: OnLost
     looks_ahead: bool = False
     leaves_running: bool = False
+    lore: Lore | None = None
 
 
 class Dispatcher(Protocol):

@@ -1,24 +1,31 @@
 """Worker processes of this machine."""
 
+import math
 import os
 import signal
 import threading
+import time
 from collections import deque
+from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from multiprocessing import active_children, get_context
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from typing import Any, Final
 
 from django.db import connections
 
-from migrations_api.dispatch.base import Terms, Work
+from migrations_api.dispatch.base import Lore, Terms, Work
 from migrations_api.events import Event
 from tenants.binding import cancel_statement
 from tenants.conf import load_conf
 
 # Workers share the parent's loaded apps and migrations; nothing else is carried over.
 _context = get_context("fork")
-_NAME = "tenant-migrations worker"
+_NAME: Final = "tenant-migrations worker"
+# In seconds.
+PATIENCE: Final = 0.5
 _parent_ends: set[Connection] = set()
 
 
@@ -40,13 +47,20 @@ def cancel_workers() -> None:
                 os.kill(process.pid, signal.SIGUSR1)
 
 
+@dataclass(frozen=True)
+class _Lessons:
+    """What is said about `lore`, in both directions."""
+
+    lessons: Sequence[Any]
+
+
 class _Worker:
-    def __init__(self, work: Work) -> None:
+    def __init__(self, work: Work, lore: Lore | None) -> None:
         # A forked connection would be one session with two owners.
         connections.close_all()
         self.pipe, child = _context.Pipe()
         _parent_ends.add(self.pipe)
-        self.process: BaseProcess = _context.Process(target=_serve, args=(child, work), name=_NAME, daemon=True)
+        self.process: BaseProcess = _context.Process(target=_serve, args=(child, work, lore), name=_NAME, daemon=True)
         self.process.start()
         child.close()
         # The first is what it works on.
@@ -55,37 +69,67 @@ class _Worker:
 
     def submit(self, run_id: int) -> None:
         self.run_ids.append(run_id)
+        self.tell(run_id)
+
+    def tell(self, message: int | _Lessons | None) -> None:
+        """A run to be carried out, what others have learned, or None to stop."""
         with suppress(OSError):  # it has died just now, which the next wait() finds out
-            self.pipe.send(run_id)
+            self.pipe.send(message)
 
 
-def _serve(pipe: Connection, work: Work) -> None:
+class _Inbox:
+    """What the parent has said to a worker."""
+
+    def __init__(self, pipe: Connection, lore: Lore | None) -> None:
+        self.is_stopping = False
+        self._pipe = pipe
+        self._lore = lore
+        self._waiting: deque[int] = deque()
+
+    def should_stop(self) -> bool:
+        while not self.is_stopping and self._pipe.poll():
+            self._take()
+        return self.is_stopping
+
+    def next_run(self) -> int | None:
+        """None once there is to be no other."""
+        while not self.is_stopping:
+            if self._waiting:
+                return self._waiting.popleft()
+            self._take()
+        return None
+
+    def _take(self) -> None:
+        try:
+            told: int | _Lessons | None = self._pipe.recv()
+        except (EOFError, ConnectionResetError):  # the parent is gone, perhaps before it read what was sent to it
+            told = None
+        if told is None:
+            self.is_stopping = True
+        elif isinstance(told, int):
+            self._waiting.append(told)
+        elif self._lore is not None:
+            self._lore.learn(told.lessons)
+
+
+def _serve(pipe: Connection, work: Work, lore: Lore | None) -> None:
     # The parent decides when to stop; a Ctrl-C in the terminal reaches the whole process group.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     _cancel_on_signal()
-    stopping = False
-    waiting: deque[int] = deque()
+    inbox = _Inbox(pipe, lore)
 
-    def emit(event: Event) -> None:
+    def tell(message: Event | _Lessons | int) -> None:
         with suppress(OSError):  # nobody listens any more; the records do not depend on it
-            pipe.send(event)
+            pipe.send(message)
 
-    def should_stop() -> bool:
-        nonlocal stopping
-        while not stopping and pipe.poll():
-            if (told := _next(pipe)) is None:
-                stopping = True
-            else:
-                waiting.append(told)
-        return stopping
-
-    while (run_id := waiting.popleft() if waiting else _next(pipe)) is not None:
-        work(run_id, emit=emit, should_stop=should_stop)
-        if stopping:
+    while (run_id := inbox.next_run()) is not None:
+        work(run_id, emit=tell, should_stop=inbox.should_stop)
+        if inbox.is_stopping:
             break
-        with suppress(OSError):
-            pipe.send(run_id)
+        if lore is not None and (lessons := lore.learned()):
+            tell(_Lessons(lessons))
+        tell(run_id)
     connections.close_all()
 
 
@@ -103,14 +147,6 @@ def _cancel_on_signal() -> None:
     signal.signal(signal.SIGUSR1, lambda *_: None)
 
 
-def _next(pipe: Connection) -> int | None:
-    try:
-        run_id: int | None = pipe.recv()
-    except (EOFError, ConnectionResetError):  # the parent is gone, perhaps before it read what was sent to it
-        return None
-    return run_id
-
-
 class ParallelDispatcher:
     """A pool of processes, each replaced after `tenants_per_worker` tenants. One that dies takes only its run along."""
 
@@ -122,11 +158,17 @@ class ParallelDispatcher:
         self._per_worker = load_conf().tenants_per_worker
         self._workers: list[_Worker] = []
         self._told_to_stop = False
+        # Until the first worker has something to tell, for as long as `PATIENCE`, others would find out the same.
+        self._alone_until: float | None = None if terms.lore is None else math.inf
 
     @property
     def free(self) -> int:
-        unborn = self._max - len(self._workers)
+        unborn = self._most - len(self._workers)
         return unborn * self._for_each + sum(self._room(worker) for worker in self._workers)
+
+    @property
+    def _most(self) -> int:
+        return 1 if self._alone_until is not None and time.monotonic() < self._alone_until else self._max
 
     @property
     def held(self) -> frozenset[int]:
@@ -142,9 +184,11 @@ class ParallelDispatcher:
     def _least_busy(self) -> _Worker:
         open_ones = [worker for worker in self._workers if self._room(worker)]
         least = min(open_ones, key=lambda worker: len(worker.run_ids), default=None)
-        if least is None or (least.run_ids and len(self._workers) < self._max):
-            least = _Worker(self._terms.work)
+        if least is None or (least.run_ids and len(self._workers) < self._most):
+            least = _Worker(self._terms.work, self._terms.lore)
             self._workers.append(least)
+            if self._alone_until == math.inf:
+                self._alone_until = time.monotonic() + PATIENCE
         return least
 
     def _room(self, worker: _Worker) -> int:
@@ -169,8 +213,7 @@ class ParallelDispatcher:
         self._told_to_stop = True
         for worker in self._workers:
             if worker.run_ids:
-                with suppress(OSError):  # it is dead, which the next wait() finds out
-                    worker.pipe.send(None)
+                worker.tell(None)
 
     def _receive(self, worker: _Worker) -> None:
         try:
@@ -178,6 +221,8 @@ class ParallelDispatcher:
                 message = worker.pipe.recv()
                 if isinstance(message, Event):
                     self._terms.emit(message)
+                elif isinstance(message, _Lessons):
+                    self._pass_on(message, worker)
                 else:
                     worker.run_ids.popleft()
                     worker.done += 1
@@ -189,6 +234,15 @@ class ParallelDispatcher:
             return
         if not worker.run_ids and (worker.done >= self._per_worker or self._told_to_stop):
             self._retire(worker)
+
+    def _pass_on(self, message: _Lessons, teacher: _Worker) -> None:
+        self._alone_until = None
+        if self._terms.lore is not None:
+            # Those that are forked from now on know it as well.
+            self._terms.lore.learn(message.lessons)
+        for worker in self._workers:
+            if worker is not teacher:
+                worker.tell(message)
 
     def _retire(self, worker: _Worker) -> None:
         self._workers.remove(worker)

@@ -28,6 +28,7 @@ from migrations_api.orchestrator.advance import advance
 from migrations_api.orchestrator.confirmation import confirm_up_to_date
 from migrations_api.orchestrator.driver import POLL, carry_out, dispatcher_for, expire
 from migrations_api.orchestrator.event_log import log_event
+from migrations_api.orchestrator.lore import Scripts
 from migrations_api.orchestrator.work import work
 from migrations_api.states import ACTIVE_ROLLOUT_STATES, IN_FLIGHT_RUN_STATES, RolloutState, RunState
 from tenants.binding import open_connection
@@ -219,6 +220,7 @@ def _lead(beat: Heartbeat, should_stop: ShouldStop) -> None:
         should_stop=should_stop,
         on_lost=partial(expire, emit=log_event),
         leaves_running=True,
+        lore=Scripts(),
     )
     dispatcher = dispatcher_for(executor)(terms)
     unread = _UnreadWaves()

@@ -18,6 +18,7 @@ from migrations_api.orchestrator.abandoned import settle_abandoned
 from migrations_api.orchestrator.advance import advance
 from migrations_api.orchestrator.confirmation import confirm_up_to_date
 from migrations_api.orchestrator.endings import finish_if_done
+from migrations_api.orchestrator.lore import Scripts
 from migrations_api.orchestrator.rollout_verbs import cancel, pause
 from migrations_api.orchestrator.strategy import Strategy
 from migrations_api.states import ACTIVE_ROLLOUT_STATES, RolloutState
@@ -69,6 +70,7 @@ def drive(
         should_stop=should_stop,
         on_lost=partial(expire, emit=emit),
         looks_ahead=Strategy.from_dict(rollout.strategy).bounds_nothing,
+        lore=Scripts(),
     )
     dispatcher = dispatcher_for(executor)(terms)
     carry_out(dispatcher, choose, idle=lambda: _goes_on(rollout, on_gate, lease=lease, stop=should_stop))
