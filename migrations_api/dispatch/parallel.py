@@ -17,6 +17,7 @@ from typing import Any, Final
 from django.db import connections
 
 from migrations_api.dispatch.base import Lore, Terms, Work
+from migrations_api.dispatch.pace import Pace
 from migrations_api.events import Event
 from tenants.binding import cancel_statement
 from tenants.conf import load_conf
@@ -155,6 +156,9 @@ class ParallelDispatcher:
         self._max = min(terms.max_concurrency, load_conf().max_workers)
         # More than one would wait in vain behind a tenant that takes its time, while other workers are idle.
         self._for_each = 2 if terms.looks_ahead else 1
+        # Whoever is idle first takes the next of these.
+        self._queue: deque[int] = deque()
+        self._pace = Pace()
         self._per_worker = load_conf().tenants_per_worker
         self._workers: list[_Worker] = []
         self._told_to_stop = False
@@ -163,6 +167,13 @@ class ParallelDispatcher:
 
     @property
     def free(self) -> int:
+        if self._queue:
+            return 0
+        ahead = self._pace.ahead if self._terms.looks_ahead else 0
+        return self._room_left + ahead
+
+    @property
+    def _room_left(self) -> int:
         unborn = self._most - len(self._workers)
         return unborn * self._for_each + sum(self._room(worker) for worker in self._workers)
 
@@ -172,9 +183,17 @@ class ParallelDispatcher:
 
     @property
     def held(self) -> frozenset[int]:
-        return frozenset(run_id for worker in self._workers for run_id in worker.run_ids)
+        return frozenset(self._queue).union(*(worker.run_ids for worker in self._workers))
 
     def submit(self, run_id: int) -> None:
+        self._queue.append(run_id)
+        self._hand_out()
+
+    def _hand_out(self) -> None:
+        while self._queue and self._room_left:
+            self._give(self._queue.popleft())
+
+    def _give(self, run_id: int) -> None:
         # An idle worker says nothing, and what it died of, memory perhaps, may be long ago.
         for idle in [worker for worker in self._workers if not worker.run_ids]:
             if not idle.process.is_alive():
@@ -200,8 +219,10 @@ class ParallelDispatcher:
         ready = wait([worker.pipe for worker in self._workers if worker.run_ids], timeout)
         for worker in [worker for worker in self._workers if worker.pipe in ready]:
             self._receive(worker)
+        self._hand_out()
 
     def close(self) -> None:
+        self._queue.clear()
         while self.held:
             self.wait(1.0)
         for worker in list(self._workers):
@@ -211,6 +232,7 @@ class ParallelDispatcher:
         if self._told_to_stop or not self._terms.should_stop():
             return
         self._told_to_stop = True
+        self._queue.clear()
         for worker in self._workers:
             if worker.run_ids:
                 worker.tell(None)
@@ -226,6 +248,7 @@ class ParallelDispatcher:
                 else:
                     worker.run_ids.popleft()
                     worker.done += 1
+                    self._pace.ended()
         except (EOFError, ConnectionResetError):
             self._retire(worker)
             # What it had not begun is nobody's again, and is submitted once more.

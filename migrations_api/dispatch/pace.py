@@ -1,0 +1,25 @@
+import time
+from typing import Final
+
+# In seconds: how long what is chosen at a time may take. The shorter runs are, the more of them: reading the rows for
+# each anew would cost more than carrying it out.
+AHEAD: Final = 0.25
+MOST: Final = 64
+
+
+class Pace:
+    """How fast runs have come to their ends lately."""
+
+    def __init__(self) -> None:
+        self._seconds = AHEAD
+        self._since = time.monotonic()
+
+    def ended(self) -> None:
+        instant = time.monotonic()
+        self._seconds = (3 * self._seconds + instant - self._since) / 4
+        self._since = instant
+
+    @property
+    def ahead(self) -> int:
+        """How many more may wait, beside those that are worked on."""
+        return int(AHEAD / max(self._seconds, AHEAD / MOST))
