@@ -681,10 +681,10 @@ MIGRATIONS: Final[dict[str, Fault]] = {
     "writes another schema": happening("atomic", executing("INSERT INTO bystander.customers VALUES ('mallory')")),
     "drops from another schema": happening("atomic", executing("DROP TABLE bystander.customers")),
 }
-CLAIM: Final = "SET state = 'running'"
-PROGRESS: Final = "SELECT cancel_requested FROM mine"
-JOURNAL: Final = "SET operation = "
-THE_END: Final = r"finished_at = now\(\)"
+CLAIM: Final = "^EXECUTE claim_run"
+PROGRESS: Final = "^EXECUTE progress_run"
+JOURNAL: Final = "^EXECUTE journal_run"
+THE_END: Final = "^EXECUTE end_run"
 PLANE: Final[dict[str, Fault]] = {
     "cut at the claim": plane_gone(CLAIM, Moment.AFTER, away=False),
     "cut between two steps": plane_gone(PROGRESS, Moment.BEFORE, away=False, nth=3),

@@ -184,7 +184,7 @@ def duration(tenant: Tenant) -> float:
 def test_paused__after_its_claim_it_blocks_nobody(make_tenant: MakeTenant, settings: Any) -> None:
     settings.TENANT_MIGRATIONS = {**settings.TENANT_MIGRATIONS, "lease": 1, "heartbeat": 0.3}
     run = request_run(make_tenant(), Request(via="api"))
-    process = dying_worker(run.pk, statement="WITH rollout AS", after=True, how=signal.SIGSTOP)
+    process = dying_worker(run.pk, statement="EXECUTE claim_run", after=True, how=signal.SIGSTOP)
     wait_until(lambda: Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T")
     with connection.cursor() as cursor:
         cursor.execute(f"SET lock_timeout = '{GIVE_UP}s'")
