@@ -82,6 +82,9 @@ class Case:
     states: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        # A trap that the last case has not sprung would be a second fault in this one, which nobody heals.
+        self.proxy.set()
+        self.plane.set()
         self.run = request_run(self.tenant, Request(via="api"))
 
     @property
