@@ -5,6 +5,7 @@ from typing import Any
 from django.apps import AppConfig
 from django.conf import settings
 from django.core.checks import CheckMessage, Error, register
+from django.core.checks import Warning as CheckWarning
 from django.db import DEFAULT_DB_ALIAS
 
 from tenants import names
@@ -34,6 +35,21 @@ def check_databases(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> l
         )
         for alias in server_aliases()
         if server_settings(alias).get("ENGINE") != ENGINE
+    ]
+
+
+@register("tenants")
+def check_control_plane(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
+    options = settings.DATABASES.get(DEFAULT_DB_ALIAS, {}).get("OPTIONS", {})
+    if {"connect_timeout", "service"} & options.keys():
+        return []
+    return [
+        CheckWarning(
+            "Connecting to the control plane has no time limit: a host that is silent would hold up every worker.",
+            hint="Make DATABASES['default'] with tenants.servers.database_settings, or give its OPTIONS a "
+            "'connect_timeout' in seconds, and a 'tcp_user_timeout' in milliseconds.",
+            id="tenants.W011",
+        )
     ]
 
 

@@ -23,6 +23,17 @@ ENGINE: Final = "django.db.backends.postgresql"
 ALIAS = re.compile(r"[a-z][a-z0-9_-]{0,62}")
 ESCAPE = re.compile("%[0-9A-F]{2}")
 NUMBER, TEXT = "[0-9]{1,9}", ".+"
+# Of libpq, where nothing else is said. Without the first, a server that takes the connection and says nothing is waited
+# for without end.
+CONNECT_TIMEOUT: Final = 10  # seconds
+# What is sent and not acknowledged, and a host that is silent, are noticed within half a minute; the kernel takes a
+# quarter of an hour, or two hours.
+KEEPALIVES: Final = {
+    "keepalives_idle": 15,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 30_000,
+}
 # With a pattern of what each takes. `options` and `service` could undo the session's own settings, a list of hosts
 # leads to whichever answers; the rest of libpq's parameters have no use here.
 URL_PARAMETERS: Final[Mapping[str, str]] = {
@@ -46,6 +57,7 @@ URL_PARAMETERS: Final[Mapping[str, str]] = {
 def database_settings(alias: str, url: str) -> DatabaseSettings:
     """Django's connection settings for a `postgresql://user:password@host:port/database?sslmode=…` URL.
 
+    Unless the URL says otherwise, connecting is given up after CONNECT_TIMEOUT, and a host that vanishes is noticed.
     Raises ImproperlyConfigured, naming the alias and what is wrong and never the URL: it may hold a password.
     """
     try:
@@ -72,7 +84,8 @@ def database_settings(alias: str, url: str) -> DatabaseSettings:
     for name, value in given:
         if not re.fullmatch(URL_PARAMETERS[name], value) or [each for each, _ in given].count(name) > 1:
             raise _unusable(alias, f"{name} takes one value{_kind(URL_PARAMETERS[name])}")
-    return {**dj_database_url.parse(url, engine=ENGINE)}
+    settings = dj_database_url.parse(url, engine=ENGINE)
+    return {**settings, "OPTIONS": {"connect_timeout": CONNECT_TIMEOUT, **KEEPALIVES, **settings.get("OPTIONS", {})}}
 
 
 def _kind(pattern: str) -> str:

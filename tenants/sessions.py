@@ -15,8 +15,8 @@ from tenants.driver_errors import translated
 from tenants.exceptions import AuthenticationFailed, IsControlPlane, PermissionDenied, ServerUnreachable
 from tenants.models import Isolation, Tenant
 from tenants.preflight import check_home, check_session
-from tenants.servers import DatabaseSettings, server_settings
-from tenants.watch import KEEPALIVES, OwnSession, Watch
+from tenants.servers import KEEPALIVES, DatabaseSettings, server_settings
+from tenants.watch import OwnSession, Watch
 
 
 def search_path(tenant: Tenant) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final, Protocol
+from typing import Any, Protocol
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.postgresql.base import DatabaseWrapper
@@ -22,15 +22,7 @@ from tenants.driver_errors import translated
 from tenants.exceptions import ServerUnreachable
 from tenants.kept import Kept
 from tenants.models import Isolation, Tenant
-from tenants.servers import DatabaseSettings
-
-# Of libpq: what is sent and not acknowledged, and a server that is silent, are noticed within half a minute.
-KEEPALIVES: Final = {
-    "keepalives_idle": 15,
-    "keepalives_interval": 5,
-    "keepalives_count": 3,
-    "tcp_user_timeout": 30_000,
-}
+from tenants.servers import KEEPALIVES, DatabaseSettings
 
 Value = str | list[str]
 

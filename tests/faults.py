@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
+from enum import StrEnum
 from multiprocessing import get_context
 from multiprocessing.process import BaseProcess
 from typing import Any, Final
@@ -390,18 +391,27 @@ def unreachable(mode: str) -> Fault:
     return inject
 
 
-def plane_gone(pattern: str, moment: Moment, *, away: bool, nth: int = 1) -> Fault:
-    """The session with the control plane is lost, and with `away` none can be had until the worker has given up."""
+class Outage(StrEnum):
+    """What has become of the control plane: only its sessions are lost, or nobody listens, or nobody answers."""
+
+    CUT = "cut"
+    AWAY = "away"
+    SILENT = "silent"
+
+
+def plane_gone(pattern: str, moment: Moment, *, outage: Outage = Outage.CUT, nth: int = 1) -> Fault:
+    """The session with the control plane is lost; unless it was cut, none can be had until the worker has ended."""
 
     def inject(case: Case) -> None:
-        lose = case.plane.refuse if away else case.plane.cut
-        case.plane.set(Trap(pattern=pattern, nth=nth, moment=moment, act=lambda link: lose()))
+        begin = {Outage.CUT: case.plane.cut, Outage.AWAY: case.plane.refuse, Outage.SILENT: case.plane.hush}[outage]
+        case.plane.set(Trap(pattern=pattern, nth=nth, moment=moment, act=lambda link: begin()))
         case.start(plane=case.plane)
         try:
             case.wait()
         finally:
             case.injected = case.plane.is_sprung
-            if away and case.plane.is_sprung:
+            case.plane.mode = "relay"
+            if outage == Outage.AWAY and case.plane.is_sprung:
                 case.plane.listen()
         case.carry_on()
 
@@ -689,13 +699,16 @@ PROGRESS: Final = "^EXECUTE progress_run"
 JOURNAL: Final = "^EXECUTE journal_run"
 THE_END: Final = "^EXECUTE end_run"
 PLANE: Final[dict[str, Fault]] = {
-    "cut at the claim": plane_gone(CLAIM, Moment.AFTER, away=False),
-    "cut between two steps": plane_gone(PROGRESS, Moment.BEFORE, away=False, nth=3),
-    "away between two steps": plane_gone(PROGRESS, Moment.BEFORE, away=True, nth=3),
-    "cut at a step's first journal": plane_gone(JOURNAL, Moment.BEFORE, away=False),
-    "cut after a step's first journal": plane_gone(JOURNAL, Moment.AFTER, away=False),
-    "cut after the journal of a statement": plane_gone(JOURNAL, Moment.AFTER, away=False, nth=3),
-    "away at the end": plane_gone(THE_END, Moment.AFTER, away=True),
+    "cut at the claim": plane_gone(CLAIM, Moment.AFTER),
+    "cut between two steps": plane_gone(PROGRESS, Moment.BEFORE, nth=3),
+    "away between two steps": plane_gone(PROGRESS, Moment.BEFORE, outage=Outage.AWAY, nth=3),
+    "cut at a step's first journal": plane_gone(JOURNAL, Moment.BEFORE),
+    "cut after a step's first journal": plane_gone(JOURNAL, Moment.AFTER),
+    "cut after the journal of a statement": plane_gone(JOURNAL, Moment.AFTER, nth=3),
+    "away at the end": plane_gone(THE_END, Moment.AFTER, outage=Outage.AWAY),
+    "silent between two steps": plane_gone(PROGRESS, Moment.BEFORE, outage=Outage.SILENT, nth=3),
+    "silent after a step's first journal": plane_gone(JOURNAL, Moment.AFTER, outage=Outage.SILENT),
+    "silent at the end": plane_gone(THE_END, Moment.BEFORE, outage=Outage.SILENT),
 }
 
 
@@ -716,8 +729,9 @@ def drawn(chance: random.Random) -> tuple[str, Fault]:
         "paused": paused("", moment, nth=nth),
         "black hole": black_hole("", moment, nth=nth),
         "cut COMMIT": cut("^COMMIT", moment, nth=commit),
-        "control plane cut": plane_gone("", moment, away=False, nth=plane_nth),
-        "control plane away": plane_gone("", moment, away=True, nth=plane_nth),
+        "control plane cut": plane_gone("", moment, nth=plane_nth),
+        "control plane away": plane_gone("", moment, outage=Outage.AWAY, nth=plane_nth),
+        "control plane silent": plane_gone("", moment, outage=Outage.SILENT, nth=plane_nth),
     }
     groups = {
         "": anywhere,

@@ -185,6 +185,11 @@ class Proxy:
         self._listener.close()
         self.cut()
 
+    def hush(self) -> None:
+        """Whoever connects gets no answer any more, and what was connected is cut."""
+        self.mode = "silent"
+        self.cut()
+
     def listen(self) -> None:
         self._listener = self._listen(self.port)
         self._run(self._accept)

@@ -37,6 +37,21 @@ def test_check__server_that_is_not_postgresql(settings: Any, server: dict[str, s
     ]
 
 
+def test_check__control_plane_that_would_be_waited_for_without_end(
+    settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(settings.DATABASES["default"], "OPTIONS", {})
+    expected = (
+        "tenants.W011",
+        "Connecting to the control plane has no time limit: a host that is silent would hold up every worker.",
+        "Make DATABASES['default'] with tenants.servers.database_settings, or give its OPTIONS a 'connect_timeout' in "
+        "seconds, and a 'tcp_user_timeout' in milliseconds.",
+    )
+    assert problems() == [expected]
+    monkeypatch.setitem(settings.DATABASES["default"], "OPTIONS", {"connect_timeout": 3})
+    assert problems() == []
+
+
 def test_check__router_that_is_missing(settings: Any) -> None:
     settings.DATABASE_ROUTERS = []
     assert problems() == [

@@ -47,7 +47,9 @@ def proxies(plane: None, settings: Any, broken: Callable[..., None]) -> Iterator
         "heartbeat": 0.5,
         "lease": 60,
     }
-    with proxy(settings.TENANT_DATABASES["shop"]) as shop, proxy(settings.DATABASES["default"]) as plane_proxy:
+    control_plane = settings.DATABASES["default"]
+    impatient = {**control_plane, "OPTIONS": {**control_plane["OPTIONS"], "connect_timeout": 2}}
+    with proxy(settings.TENANT_DATABASES["shop"]) as shop, proxy(impatient) as plane_proxy:
         yield shop, plane_proxy
 
 

@@ -18,7 +18,7 @@ from tenants.exceptions import (
     ServiceError,
 )
 from tenants.models import Tenant
-from tenants.servers import DatabaseSettings, remember_secret, require_allowed, server_settings
+from tenants.servers import KEEPALIVES, DatabaseSettings, remember_secret, require_allowed, server_settings
 
 
 class IsolationBackend(Protocol):
@@ -81,7 +81,8 @@ def in_its_database(tenant: Tenant) -> DatabaseSettings:
 @contextmanager
 def server_cursor(settings: DatabaseSettings) -> Iterator[CursorWrapper]:
     """An autocommit cursor on a connection of its own, with the driver's errors translated."""
-    options = {**settings.get("OPTIONS", {}), "connect_timeout": max(2, round(load_conf().connect_timeout))}
+    given = {**KEEPALIVES, **settings.get("OPTIONS", {})}
+    options = {**given, "connect_timeout": max(2, round(load_conf().connect_timeout))}
     connection = open_connection({**settings, "OPTIONS": options, "AUTOCOMMIT": True})
     with translated(), closing(connection), connection.cursor() as cursor:
         cursor.execute("SELECT pg_backend_pid()")
