@@ -7,10 +7,11 @@ that other threads connect with are replaced. A process works on one tenant at a
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import cast
 
+import psycopg2
 from django.db import DEFAULT_DB_ALIAS, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.postgresql.base import DatabaseWrapper
@@ -84,9 +85,14 @@ def _switch(binding: Binding) -> None:
 
 
 def cancel_statement() -> None:
-    """Ask the server to cancel what the bound tenant's session is executing; callable from any thread."""
+    """Ask the server to cancel what the bound tenant's session is executing; callable from any thread.
+
+    Nothing happens when the server cannot be asked.
+    """
     for binding in reversed(_bindings):
         raw = binding.connection.connection
         if binding.tenant is not None and raw is not None and not raw.closed:
-            raw.cancel()
+            # The session, too, will find out; whoever asks has other things to do, such as to renew a lease.
+            with suppress(psycopg2.Error):
+                raw.cancel()
             return

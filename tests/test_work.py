@@ -17,14 +17,18 @@ from migrations_api.executor import End, Failure, Options, Outcome, StepResult
 from migrations_api.executor.lock import lock_key
 from migrations_api.models import AppliedSet, MigrationRun, RunStep, records
 from migrations_api.orchestrator import recorder as recorder_module
+from migrations_api.orchestrator.heartbeat import heartbeat
 from migrations_api.orchestrator.recorder import AttemptLost, Recorder
 from migrations_api.orchestrator.requests import Request, request_run
 from migrations_api.orchestrator.sources import source_for
 from migrations_api.orchestrator.work import work
 from migrations_api.plan import Target, make_plan
-from tenants.binding import control_plane
+from tenants.binding import control_plane, open_connection, tenant_as_default
+from tenants.conf import load_conf
 from tenants.models import Isolation, Tenant
 from tests import catalog
+from tests.processes import wait_until
+from tests.proxy import proxy
 
 MakeTenant = Callable[..., Tenant]
 Choose = Callable[..., None]
@@ -534,6 +538,28 @@ def test_heartbeat__renews_the_lease_while_the_run_waits(make_tenant: MakeTenant
         holder.execute("SELECT pg_advisory_lock(%s)", [lock_key(settings.SHOP, tenant.schema_name)])
         carry_out(run, should_stop=should_stop)
     assert len(set(leases)) > 1
+
+
+def test_heartbeat__renews_the_lease_while_the_tenants_server_takes_no_request_to_cancel(
+    make_tenant: MakeTenant, settings: Any
+) -> None:
+    settings.TENANT_MIGRATIONS = {"lease": 5, "heartbeat": 0.05}
+    tenant = make_tenant()
+    run = ask(tenant, "users")
+    claimed = records.claim(run.pk, lease=5)
+    assert claimed is not None
+    MigrationRun.objects.filter(pk=run.pk).update(interrupt_requested=True)
+    with proxy(settings.TENANT_DATABASES["shop"]) as shop, closing(open_connection(shop.settings)) as session:
+        session.ensure_connection()
+        shop.refuse()
+        with heartbeat(run.pk, claimed.attempt, load_conf()), tenant_as_default(tenant, session):
+            before = _lease(run)
+            wait_until(lambda: _lease(run) > before)
+
+
+def _lease(run: MigrationRun) -> Any:
+    with control_plane():
+        return MigrationRun.objects.get(pk=run.pk).lease_expires_at
 
 
 def test_transient__lock_that_is_met_before_the_first_step_is_waited_for(
