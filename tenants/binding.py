@@ -7,12 +7,13 @@ that other threads connect with are replaced. A process works on one tenant at a
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from typing import cast
 
 import psycopg2
 from django.db import DEFAULT_DB_ALIAS, connections
+from django.db import Error as DatabaseError
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.postgresql.base import DatabaseWrapper
 from django.db.utils import ConnectionHandler
@@ -93,6 +94,15 @@ def cancel_statement() -> None:
         raw = binding.connection.connection
         if binding.tenant is not None and raw is not None and not raw.closed:
             # The session, too, will find out; whoever asks has other things to do, such as to renew a lease.
-            with suppress(psycopg2.Error):
-                raw.cancel()
+            with suppress(DatabaseError, psycopg2.Error):
+                _cancel(raw.info.backend_pid, binding.connection.settings_dict)
             return
+
+
+def _cancel(pid: int, settings: DatabaseSettings) -> None:
+    """By a session of the same user: the driver's own way has no time limit, and lets no other thread run meanwhile."""
+    # Without those of the tenant: its role may not cancel what the connecting user's session executes.
+    options = {name: value for name, value in settings.get("OPTIONS", {}).items() if name != "options"}
+    other = open_connection({**settings, "OPTIONS": {**options, "application_name": "tenant-migrations cancel"}})
+    with closing(other), other.cursor() as cursor:
+        cursor.execute("SELECT pg_cancel_backend(%s)", [pid])

@@ -1,3 +1,4 @@
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,6 +16,7 @@ from migrations_api.orchestrator.fleet import TenantStatus, standings
 from migrations_api.states import RunState
 from tenants import exceptions, names
 from tenants.backends import backend_for
+from tenants.binding import cancel_statement, tenant_as_default
 from tenants.driver_errors import sqlstate
 from tenants.models import Isolation, Tenant
 from tenants.provisioning import create_tenant, forget_tenant
@@ -433,3 +435,21 @@ def test_role_name__that_means_something_else(name: str) -> None:
 def test_role_template__that_is_empty_is_no_finding(settings: Any) -> None:
     settings.TENANT_ROLE_TEMPLATE = ""
     assert checks.run_checks(tags=["tenants"]) == []
+
+
+def test_cancel_statement__of_a_session_that_has_become_the_tenants_role(settings: Any) -> None:
+    with role("LOGIN CREATEROLE") as server:
+        on_shop("GRANT CREATE ON DATABASE {} TO {}", server["NAME"], server["USER"])
+        settings.TENANT_DATABASES = {**settings.TENANT_DATABASES, "limited": server}
+        tenant = create(database="limited")
+        with (
+            tenant_session(tenant, application_name="test") as session,
+            tenant_as_default(tenant, session),
+            session.cursor() as cursor,
+        ):
+            timer = threading.Timer(0.2, cancel_statement)
+            timer.start()
+            with pytest.raises(DatabaseError, match="canceling statement due to user request"):
+                cursor.execute("SELECT pg_sleep(60)")
+            timer.join()
+        forget_tenant(tenant, drop=True)

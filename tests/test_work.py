@@ -28,7 +28,7 @@ from tenants.conf import load_conf
 from tenants.models import Isolation, Tenant
 from tests import catalog
 from tests.processes import wait_until
-from tests.proxy import proxy
+from tests.proxy import Proxy, proxy
 
 MakeTenant = Callable[..., Tenant]
 Choose = Callable[..., None]
@@ -540,8 +540,9 @@ def test_heartbeat__renews_the_lease_while_the_run_waits(make_tenant: MakeTenant
     assert len(set(leases)) > 1
 
 
+@pytest.mark.parametrize("lose", [Proxy.refuse, Proxy.hush], ids=["refuses", "says nothing"])
 def test_heartbeat__renews_the_lease_while_the_tenants_server_takes_no_request_to_cancel(
-    make_tenant: MakeTenant, settings: Any
+    make_tenant: MakeTenant, settings: Any, lose: Callable[[Proxy], None]
 ) -> None:
     settings.TENANT_MIGRATIONS = {"lease": 5, "heartbeat": 0.05}
     tenant = make_tenant()
@@ -549,9 +550,11 @@ def test_heartbeat__renews_the_lease_while_the_tenants_server_takes_no_request_t
     claimed = records.claim(run.pk, lease=5)
     assert claimed is not None
     MigrationRun.objects.filter(pk=run.pk).update(interrupt_requested=True)
-    with proxy(settings.TENANT_DATABASES["shop"]) as shop, closing(open_connection(shop.settings)) as session:
+    server = settings.TENANT_DATABASES["shop"]
+    impatient = {**server, "OPTIONS": {**server["OPTIONS"], "connect_timeout": 2}}
+    with proxy(impatient) as shop, closing(open_connection(shop.settings)) as session:
         session.ensure_connection()
-        shop.refuse()
+        lose(shop)
         with heartbeat(run.pk, claimed.attempt, load_conf()), tenant_as_default(tenant, session):
             before = _lease(run)
             wait_until(lambda: _lease(run) > before)
