@@ -27,11 +27,14 @@ NO_PROGRESS: Final = "progress_deadline"
 WAVE_FAILED: Final = "wave_failed"
 
 
-def advance(rollout: Rollout, *, limit: int, lease: float, held: frozenset[int] = frozenset()) -> list[int]:
+def advance(
+    rollout: Rollout, *, limit: int, lease: float, held: frozenset[int] = frozenset(), queues: bool = False
+) -> list[int]:
     """Renew the driver's lease, open and close what is due, and choose at most `limit` runs to be started now.
 
     `held` are runs that the caller has handed to workers, whether they have begun or not. The runs chosen are pending
-    ones of open waves, in the order of waves and tenant ids. What a call decides is committed when it returns, so that
+    ones of open waves, in the order of waves and tenant ids. A caller that `queues` them sees to it itself that no more
+    are in flight than `max_concurrency`. What a call decides is committed when it returns, so that
     the next one, whoever makes it, decides from there. `rollout` learns which wave is open.
     """
     with transaction.atomic():
@@ -41,7 +44,7 @@ def advance(rollout: Rollout, *, limit: int, lease: float, held: frozenset[int] 
             return []
         if _renew(locked, lease):
             locked.refresh_from_db()
-        chosen = _Step(locked, held).choose(limit)
+        chosen = _Step(locked, held, queues=queues).choose(limit)
     rollout.open_wave = locked.open_wave
     return chosen
 
@@ -67,12 +70,13 @@ def _renew(locked: Rollout, lease: float) -> bool:
 class _Step:
     """One look at a rollout whose row is locked."""
 
-    def __init__(self, rollout: Rollout, held: frozenset[int]) -> None:
+    def __init__(self, rollout: Rollout, held: frozenset[int], *, queues: bool) -> None:
         self.rollout = rollout
         self.strategy = Strategy.from_dict(rollout.strategy)
         self.mine = Rollout.objects.filter(pk=rollout.pk)
         self.active = MigrationRun.objects.active().filter(rollout=rollout)
         self.held = held
+        self.queues = queues
 
     def choose(self, limit: int) -> list[int]:
         if self.rollout.state == RolloutState.CANCELING:
@@ -88,11 +92,18 @@ class _Step:
         if self._stops_over(failed, has_no_turn=limit < 1 and not servers) or not self._has_open_wave(failed):
             finish_if_done(self.rollout)
             return []
-        slots = self.strategy.slots(failed=failed, in_flight=len(servers), total=self.rollout.total, limit=limit)
         pending = self.active.filter(state=RunState.PENDING, wave__lte=self.rollout.open_wave)
         return _pick(
-            pending.exclude(pk__in=self.held), slots=slots, per_server=self.strategy.max_per_database, servers=servers
+            pending.exclude(pk__in=self.held),
+            slots=self._slots(failed, len(servers), limit),
+            per_server=self.strategy.max_per_database,
+            servers=servers,
         )
+
+    def _slots(self, failed: int, in_flight: int, limit: int) -> int:
+        if self.queues and self.strategy.bounds_nothing:
+            return limit
+        return self.strategy.slots(failed=failed, in_flight=in_flight, total=self.rollout.total, limit=limit)
 
     def _stops_over(self, failed: int, *, has_no_turn: bool) -> bool:
         if self.strategy.is_over_budget(failed=failed, total=self.rollout.total):

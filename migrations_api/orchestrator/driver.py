@@ -53,11 +53,12 @@ def drive(
         nonlocal looked_at
         if should_stop():
             cancel(rollout, "Not started: the rollout was stopped.")
-        chosen = advance(rollout, limit=limit, lease=lease, held=held)
+        # The dispatcher's pool has the size of the rollout's `max_concurrency`.
+        chosen = advance(rollout, limit=limit, lease=lease, held=held, queues=True)
         if chosen and rollout.open_wave != looked_at:
             looked_at = rollout.open_wave
             if confirm_up_to_date(rollout, emit=emit):
-                chosen = advance(rollout, limit=limit, lease=lease, held=held)
+                chosen = advance(rollout, limit=limit, lease=lease, held=held, queues=True)
         if chosen:
             # In this process, before the workers are forked: not each of them is to load it once more.
             import_string(_WORK)
