@@ -147,6 +147,16 @@ END: Final = Statement(
     | dict.fromkeys(("error_code", "error_class", "sqlstate", "failed_step", "message"), "text"),
 )
 
+_ALIKE: Final = [
+    field.column for field in MigrationRun._meta.concrete_fields if field.name not in {"id", "tenant", "wave"}
+]
+ADD_SQL: Final = f"""
+    INSERT INTO {_RUN} (tenant_id, wave, {", ".join(_ALIKE)})
+    SELECT other.tenant_id, other.wave, {", ".join(f"r.{column}" for column in _ALIKE)}
+      FROM {_RUN} r, unnest(%(tenants)s::text[], %(waves)s::int[]) WITH ORDINALITY other (tenant_id, wave, place)
+     WHERE r.id = %(run)s ORDER BY other.place
+"""  # noqa: S608
+
 
 @dataclass(frozen=True, kw_only=True)
 class StepProgress:
@@ -156,6 +166,13 @@ class StepProgress:
     state: str
     seconds: float | None
     ago: float
+
+
+def add_alike(run: MigrationRun, others: Sequence[tuple[str, int]]) -> None:
+    """Insert the same run for each of those tenants and waves; thousands of rows differ in nothing else."""
+    values: dict[str, Any] = {"run": run.pk, "tenants": [pk for pk, _ in others], "waves": [wave for _, wave in others]}
+    with connection.cursor() as cursor:
+        cursor.execute(ADD_SQL, values)
 
 
 def claim(run_id: int, *, lease: float) -> MigrationRun | None:

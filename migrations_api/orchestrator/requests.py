@@ -1,6 +1,6 @@
 """What a caller asks for becomes rows; nothing is carried out here."""
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any, Final
@@ -18,7 +18,7 @@ from migrations_api.exceptions import (
     TooManyRuns,
 )
 from migrations_api.executor import Options
-from migrations_api.models import Action, MigrationRun, RequestedVia, Rollout
+from migrations_api.models import Action, MigrationRun, RequestedVia, Rollout, records
 from migrations_api.orchestrator import observations
 from migrations_api.orchestrator.abandoned import settle_abandoned
 from migrations_api.orchestrator.batches import Batch
@@ -212,7 +212,7 @@ def request_rollout(
             lease_expires_at=lease_of(request.via),
             **_asked(request),
         )
-        MigrationRun.objects.bulk_create(_runs(rollout, arranged, request, batches), batch_size=1000)
+        _add_runs(rollout, arranged, request, batches)
     return rollout
 
 
@@ -267,18 +267,22 @@ def _require_somebody_free(arranged: Arrangement) -> None:
         raise RunActive(first.tenant_id, MigrationRun.objects.active().get(tenant=first).pk)
 
 
-def _runs(
-    rollout: Rollout, arranged: Arrangement, request: Request, batches: Mapping[str, Batch]
-) -> Iterator[MigrationRun]:
+def _add_runs(rollout: Rollout, arranged: Arrangement, request: Request, batches: Mapping[str, Batch]) -> None:
     asked = _asked(request)
-    for wave, tenants in arranged.waves.items():
-        for tenant in tenants:
-            yield _run(tenant, asked, rollout, wave, batch=batches.get(tenant.pk))
+    started = [(tenant, wave) for wave, tenants in arranged.waves.items() for tenant in tenants]
+    if started and not batches:
+        (first, wave), *others = started
+        run = _run(first, asked, rollout, wave)
+        run.save(force_insert=True)
+        records.add_alike(run, [(tenant.pk, wave) for tenant, wave in others])
+        started = []
+    runs = [_run(tenant, asked, rollout, wave, batch=batches.get(tenant.pk)) for tenant, wave in started]
     for each in arranged.left_out:
         run = _run(each.tenant, asked, rollout, arranged.last_wave, batch=batches.get(each.tenant.pk))
         run.state, run.finished_at = RunState.SKIPPED, timezone.now()
         run.error_code, run.message = each.code, each.reason[:1000]
-        yield run
+        runs.append(run)
+    MigrationRun.objects.bulk_create(runs, batch_size=1000)
 
 
 def _asked(request: Request) -> dict[str, Any]:
