@@ -147,9 +147,9 @@ END: Final = Statement(
     | dict.fromkeys(("error_code", "error_class", "sqlstate", "failed_step", "message"), "text"),
 )
 
-_ALIKE: Final = [
-    field.column for field in MigrationRun._meta.concrete_fields if field.name not in {"id", "tenant", "wave"}
-]
+# What tells one run of a rollout from another.
+_OWN: Final = {"id", "tenant", "wave"}
+_ALIKE: Final = [str(field.column) for field in MigrationRun._meta.concrete_fields if field.name not in _OWN]
 ADD_SQL: Final = f"""
     INSERT INTO {_RUN} (tenant_id, wave, {", ".join(_ALIKE)})
     SELECT other.tenant_id, other.wave, {", ".join(f"r.{column}" for column in _ALIKE)}

@@ -42,8 +42,13 @@ LOCK_TIMEOUT: Final = "1s"
 # Schemas of one database that one session reads; further ones are read beside it.
 AT_ONCE: Final = 1000
 
-# What was read of a table's two columns, and what it means.
-Sets = dict[tuple[str | None, str | None], Applied]
+# What was read of a table, and what it means.
+Sets = dict[str, Applied]
+# One value for each schema, which takes the server half as long as to aggregate. `applied` is named so that a table
+# which lacks it is not taken for Django's.
+APPLIED_SQL: Final = sql.SQL(
+    "SELECT {}::text, ARRAY(SELECT ARRAY[app::text, name::text] FROM {} WHERE applied IS NULL OR true)::text"
+)
 
 
 class TenantStatus(StrEnum):
@@ -179,8 +184,7 @@ def _read_batch(cursor: CursorWrapper, schemas: Sequence[str], sets: Sets) -> di
     A statement over all of a fleet has run out of locks: each schema in it costs some. Thousands of tenants stand at a
     few places: `sets` has what was read before.
     """
-    one = sql.SQL("SELECT {}::text, array_agg(app::text)::text, array_agg(name::text)::text, count(applied) FROM {}")
-    parts = [one.format(sql.Literal(schema), sql.Identifier(schema, TABLE)) for schema in schemas]
+    parts = [APPLIED_SQL.format(sql.Literal(schema), sql.Identifier(schema, TABLE)) for schema in schemas]
     try:
         with translated():
             cursor.execute(sql.SQL(" UNION ALL ").join(parts))
@@ -191,14 +195,13 @@ def _read_batch(cursor: CursorWrapper, schemas: Sequence[str], sets: Sets) -> di
         if len(schemas) == 1:
             return {schemas[0]: Observation(error=error)}
         return {name: seen for schema in schemas for name, seen in _read_batch(cursor, [schema], sets).items()}
-    return {schema: Observation(applied=_set(apps, names, sets)) for schema, apps, names, _ in found}
+    return {schema: Observation(applied=_set(rows, sets)) for schema, rows in found}
 
 
-def _set(apps: str | None, names: str | None, sets: Sets) -> Applied:
-    if (apps, names) not in sets:
-        columns = [STRINGARRAY(column, None) or [] for column in (apps, names)]
-        sets[apps, names] = frozenset(zip(*columns, strict=True))
-    return sets[apps, names]
+def _set(rows: str, sets: Sets) -> Applied:
+    if rows not in sets:
+        sets[rows] = frozenset((app_label, name) for app_label, name in STRINGARRAY(rows, None))
+    return sets[rows]
 
 
 def standings(tenants: Sequence[Tenant], target: Target | None = None) -> list[Standing]:
