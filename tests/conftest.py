@@ -9,13 +9,14 @@ from django.contrib.auth.models import Group
 from psycopg2 import sql
 from rest_framework.test import APIClient
 
+from migrations_api.executor import rehearsal
 from migrations_api.models import ApiToken, Role
 from migrations_api.orchestrator import sources
 from tenants.backends import backend_for
 from tenants.kept import close_kept
 from tenants.models import Isolation, Tenant
 from tenants.provisioning import create_tenant
-from tests import catalog, soak
+from tests import catalog, small_app, soak
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -106,6 +107,26 @@ def broken(settings: Any) -> Iterator[Callable[..., None]]:
 
     yield choose
     sources._load.cache_clear()
+
+
+@pytest.fixture
+def forgotten() -> Iterator[None]:
+    """What tenants share in this process begins and ends with the test."""
+    rehearsal.clear()
+    yield
+    rehearsal.clear()
+
+
+@pytest.fixture
+def code(forgotten: None, monkeypatch: pytest.MonkeyPatch, settings: Any) -> small_app.Code:
+    """Have the tenants' only app consist of the first migration and those."""
+
+    def is_now(**kinds: Any) -> None:
+        settings.TENANT_APPS = [small_app.APP]
+        source = small_app.source_of({"0001_initial": small_app.First, **kinds})
+        monkeypatch.setattr(sources, "_load", lambda *key: source)
+
+    return is_now
 
 
 @pytest.fixture

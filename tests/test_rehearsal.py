@@ -1,6 +1,6 @@
 """What tenants that stand at the same place share in one process, and that nothing else passes from one to the next."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import date
 from typing import Any
@@ -12,83 +12,14 @@ from django.db.models.signals import pre_migrate
 from psycopg2 import sql
 
 from migrations_api.executor import rehearsal
-from migrations_api.models import MigrationRun
-from migrations_api.orchestrator import sources
-from migrations_api.orchestrator.requests import Request, request_run
-from migrations_api.orchestrator.work import work
-from migrations_api.plan import MigrationSource, Target
+from migrations_api.plan import Target
 from tenants import watch
-from tenants.models import Tenant
 from tests import catalog
-
-MakeTenant = Callable[..., Tenant]
-TARGET = Target()
-
-
-class First(migrations.Migration):
-    initial = True
-    dependencies = ()
-    operations = (
-        migrations.CreateModel(
-            "Order",
-            [
-                ("id", models.BigAutoField(primary_key=True)),
-                ("number", models.CharField(max_length=10, unique=True)),
-                ("changed_at", models.DateTimeField(auto_now=True)),
-            ],
-        ),
-    )
-
-
-def migration(name: str, *operations: Any, after: str = "0001_initial") -> type[migrations.Migration]:
-    values = {"dependencies": [("orders", after)], "operations": list(operations)}
-    return type(name, (migrations.Migration,), values)
-
-
-@pytest.fixture(autouse=True)
-def forgotten() -> Iterator[None]:
-    rehearsal.clear()
-    yield
-    rehearsal.clear()
-
-
-@pytest.fixture
-def code(monkeypatch: pytest.MonkeyPatch, settings: Any) -> Callable[..., None]:
-    """Have the tenants' only app consist of the first migration and those."""
-
-    def is_now(**kinds: type[migrations.Migration]) -> None:
-        settings.TENANT_APPS = ["examples.shop.orders"]
-        written = {("orders", "0001_initial"): First("0001_initial", "orders")}
-        written |= {("orders", name): kind(name, "orders") for name, kind in kinds.items()}
-        source = MigrationSource(
-            labels=frozenset({"orders"}), migrations=written, unmigrated_apps=frozenset(), outside_keys=frozenset()
-        )
-        monkeypatch.setattr(sources, "_load", lambda *key: source)
-
-    return is_now
-
-
-def migrate(tenant: Tenant, target: Target = TARGET) -> MigrationRun:
-    run = request_run(tenant, Request(target=target))
-    work(run.pk, emit=lambda event: None, should_stop=lambda: False)
-    run.refresh_from_db()
-    return run
-
-
-def query(tenant: Tenant, statement: str) -> list[tuple[Any, ...]]:
-    path = sql.SQL("SET search_path TO {}; ").format(sql.Identifier(tenant.schema_name))
-    return catalog.query(catalog.tenant_dsn(tenant), path + sql.SQL(statement))
-
-
-def standing_at_first(make_tenant: MakeTenant, count: int) -> list[Tenant]:
-    tenants = [make_tenant(f"t{number}") for number in range(count)]
-    for tenant in tenants:
-        assert migrate(tenant, Target(app_label="orders", migration_name="0001_initial")).state == "succeeded"
-    return tenants
+from tests.small_app import Code, MakeTenant, migrate, migration, query, standing_at_first
 
 
 def test_departure__a_constraint_of_another_name_is_dropped_all_the_same(
-    make_tenant: MakeTenant, code: Callable[..., None], caplog: Any
+    make_tenant: MakeTenant, code: Code, caplog: Any
 ) -> None:
     plain = models.CharField(max_length=10)
     code(m2=migration("m2", migrations.AlterField("Order", "number", plain)))
@@ -106,7 +37,7 @@ def test_departure__a_constraint_of_another_name_is_dropped_all_the_same(
     assert "orders.m2 is not what it was for other tenants" in caplog.text
 
 
-def test_departure__goes_on_to_the_end_of_the_plan(make_tenant: MakeTenant, code: Callable[..., None]) -> None:
+def test_departure__goes_on_to_the_end_of_the_plan(make_tenant: MakeTenant, code: Code) -> None:
     plain = models.CharField(max_length=10)
     code(
         m2=migration("m2", migrations.AlterField("Order", "number", plain)),
@@ -120,7 +51,7 @@ def test_departure__goes_on_to_the_end_of_the_plan(make_tenant: MakeTenant, code
     assert [migrate(tenant).state for tenant in tenants] == ["succeeded"] * 4
 
 
-def test_failure__of_one_tenant_is_its_own(make_tenant: MakeTenant, code: Callable[..., None]) -> None:
+def test_failure__of_one_tenant_is_its_own(make_tenant: MakeTenant, code: Code) -> None:
     code(m2=migration("m2", migrations.AddField("Order", "total", models.IntegerField(null=True))))
     tenants = standing_at_first(make_tenant, 4)
     query(tenants[2], "ALTER TABLE orders_order ADD COLUMN total int; SELECT 1")
@@ -134,7 +65,7 @@ def test_failure__of_one_tenant_is_its_own(make_tenant: MakeTenant, code: Callab
 
 
 def test_models__that_a_data_migration_has_changed_are_new_for_the_next_tenant(
-    make_tenant: MakeTenant, code: Callable[..., None]
+    make_tenant: MakeTenant, code: Code
 ) -> None:
     seen = []
 
@@ -148,7 +79,7 @@ def test_models__that_a_data_migration_has_changed_are_new_for_the_next_tenant(
     assert seen == [True] * 3
 
 
-def test_models__are_as_they_were_at_that_operation(make_tenant: MakeTenant, code: Callable[..., None]) -> None:
+def test_models__are_as_they_were_at_that_operation(make_tenant: MakeTenant, code: Code) -> None:
     seen = []
 
     def look(apps: Any, editor: Any) -> None:
@@ -170,9 +101,7 @@ def test_models__are_as_they_were_at_that_operation(make_tenant: MakeTenant, cod
     assert seen == [base, sorted([*base, "total"]), sorted([*base, "sum"])] * 2
 
 
-def test_defaults__that_differ_each_time_differ_for_each_tenant(
-    make_tenant: MakeTenant, code: Callable[..., None]
-) -> None:
+def test_defaults__that_differ_each_time_differ_for_each_tenant(make_tenant: MakeTenant, code: Code) -> None:
     numbers = iter(range(100))
     field = models.IntegerField(default=lambda: next(numbers))
     code(m2=migration("m2", migrations.AddField("Order", "serial", field)))
@@ -199,9 +128,7 @@ def schema_editors() -> Iterator[list[str]]:
         yield found
 
 
-def test_script__is_sent_to_those_that_come_after_two_that_agreed(
-    make_tenant: MakeTenant, code: Callable[..., None]
-) -> None:
+def test_script__is_sent_to_those_that_come_after_two_that_agreed(make_tenant: MakeTenant, code: Code) -> None:
     total = models.IntegerField(default=7, db_index=True)
     code(
         m2=migration("m2", migrations.AddField("Order", "total", total)),
@@ -245,7 +172,7 @@ SINCE = models.DateField(auto_now_add=True)
     ids=["default", "auto_now_add", "own field", "unique", "sql", "rename"],
 )
 def test_script__is_only_what_nothing_about_a_tenant_could_change(
-    make_tenant: MakeTenant, code: Callable[..., None], operation: Any
+    make_tenant: MakeTenant, code: Code, operation: Any
 ) -> None:
     code(m2=migration("m2", operation))
     for tenant in standing_at_first(make_tenant, 4):
@@ -254,7 +181,7 @@ def test_script__is_only_what_nothing_about_a_tenant_could_change(
         assert found
 
 
-def test_script__that_fails_leaves_nothing_of_the_migration(make_tenant: MakeTenant, code: Callable[..., None]) -> None:
+def test_script__that_fails_leaves_nothing_of_the_migration(make_tenant: MakeTenant, code: Code) -> None:
     fields = [migrations.AddField("Order", name, models.IntegerField(null=True)) for name in ("one", "two")]
     code(m2=migration("m2", *fields))
     tenants = standing_at_first(make_tenant, 4)
@@ -267,7 +194,7 @@ def test_script__that_fails_leaves_nothing_of_the_migration(make_tenant: MakeTen
 
 
 def test_faults__that_a_tenant_of_a_departed_plan_had_before_are_not_the_runs(
-    make_tenant: MakeTenant, code: Callable[..., None]
+    make_tenant: MakeTenant, code: Code
 ) -> None:
     numbers = iter(range(100))
     total = migrations.AddField("Order", "total", models.IntegerField(null=True))
@@ -280,7 +207,7 @@ def test_faults__that_a_tenant_of_a_departed_plan_had_before_are_not_the_runs(
         assert (run.state, run.findings) == ("succeeded", [])
 
 
-def test_receivers__may_add_operations_for_each_tenant(make_tenant: MakeTenant, code: Callable[..., None]) -> None:
+def test_receivers__may_add_operations_for_each_tenant(make_tenant: MakeTenant, code: Code) -> None:
     added = []
 
     def add(plan: Any, **values: Any) -> None:
@@ -299,7 +226,7 @@ def test_receivers__may_add_operations_for_each_tenant(make_tenant: MakeTenant, 
     assert added == ["m2", "m2"]
 
 
-def test_rehearsals__are_few(make_tenant: MakeTenant, code: Callable[..., None], monkeypatch: Any) -> None:
+def test_rehearsals__are_few(make_tenant: MakeTenant, code: Code, monkeypatch: Any) -> None:
     monkeypatch.setattr(rehearsal, "KEPT", 2)
     code(m2=migration("m2", migrations.AddField("Order", "total", models.IntegerField(null=True))))
     for number, name in enumerate(("0001_initial", "m2", "0001_initial")):
@@ -307,7 +234,7 @@ def test_rehearsals__are_few(make_tenant: MakeTenant, code: Callable[..., None],
     assert len(rehearsal._rehearsals) == 2
 
 
-def test_watch__that_the_server_has_ended_is_opened_again(make_tenant: MakeTenant, code: Callable[..., None]) -> None:
+def test_watch__that_the_server_has_ended_is_opened_again(make_tenant: MakeTenant, code: Code) -> None:
     code()
     tenant = make_tenant()
     assert migrate(tenant).state == "succeeded"

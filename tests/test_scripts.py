@@ -1,7 +1,7 @@
 """Random migrations: what is sent as one script leaves what Django's own way leaves."""
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,17 +12,14 @@ from django.db.models import F, Q
 from migrations_api.executor import rehearsal
 from migrations_api.executor.rehearsal import Rehearsal
 from migrations_api.orchestrator import sources
-from migrations_api.orchestrator.requests import Request, request_run
-from migrations_api.orchestrator.work import work
 from migrations_api.plan import MigrationSource
 from tenants.models import Tenant
 from tests import catalog, soak
+from tests.small_app import APP, MakeTenant, migrate
 from tests.test_invariant import snapshot
 
-MakeTenant = Callable[..., Tenant]
 HISTORIES = int(soak.sized(4, 100))
 MIGRATIONS, MOST = 6, 4
-OWN = "examples.shop.orders"
 
 
 def a_field(random_: random.Random) -> Any:
@@ -149,26 +146,18 @@ def history(number: int) -> MigrationSource:
     )
 
 
-@pytest.fixture(autouse=True)
-def forgotten() -> Iterator[None]:
-    rehearsal.clear()
-    yield
-    rehearsal.clear()
-
-
 def migrated(tenant: Tenant) -> dict[str, Any]:
-    run = request_run(tenant, Request())
-    work(run.pk, emit=lambda event: None, should_stop=lambda: False)
-    run.refresh_from_db()
+    run = migrate(tenant)
     assert (run.state, run.message) == ("succeeded", "")
     return snapshot(catalog.tenant_dsn(tenant), tenant.schema_name)
 
 
+@pytest.mark.usefixtures("forgotten")
 @pytest.mark.parametrize("number", range(HISTORIES))
 def test_script__leaves_what_django_leaves(
     make_tenant: MakeTenant, monkeypatch: pytest.MonkeyPatch, settings: Any, number: int
 ) -> None:
-    settings.TENANT_APPS = [OWN]
+    settings.TENANT_APPS = [APP]
     source = history(number)
     monkeypatch.setattr(sources, "_load", lambda *key: source)
     scripts: list[str | None] = []
