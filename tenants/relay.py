@@ -12,6 +12,7 @@ from typing import Final
 
 from django.db import Error as DatabaseError
 from django.db.backends.postgresql.base import DatabaseWrapper
+from django.db.backends.signals import connection_created
 from psycopg2 import sql
 
 from tenants.binding import open_connection
@@ -26,7 +27,11 @@ from tenants.watch import Watch
 
 # What a session remembers of the catalog grows with each tenant.
 TENANTS: Final = 200
-OPENING: Final = sql.SQL("SELECT set_config('search_path', {}, false), set_config('application_name', {}, false); ")
+# The date style is what the driver sets in a new session.
+OPENING: Final = sql.SQL(
+    "SELECT set_config('search_path', {}, false), set_config('application_name', {}, false),"
+    " set_config('datestyle', 'ISO', false); "
+)
 
 
 class Relay:
@@ -58,18 +63,28 @@ class Relay:
         opening = OPENING.format(sql.Literal(search_path(tenant)), sql.Literal(application_name[:63]))
         if self._served >= TENANTS:
             self.close()
+        connection = self._passed_on(tenant, opening) or self._new(tenant, opening)
         self._served += 1
-        if self._connection is not None:
-            try:
-                check_session(tenant, self._connection, writable=True, opening=opening)
-            except ServerUnreachable:
-                self.close()
-            else:
-                return self._connection
+        return connection
+
+    def _passed_on(self, tenant: Tenant, opening: sql.Composed) -> DatabaseWrapper | None:
+        """None where there is none, or it was lost since it served the last tenant."""
+        if self._connection is None:
+            return None
+        try:
+            _begin_anew(self._connection)
+            check_session(tenant, self._connection, writable=True, opening=opening)
+        except (DatabaseError, ServerUnreachable):
+            self.close()
+        return self._connection
+
+    def _new(self, tenant: Tenant, opening: sql.Composed) -> DatabaseWrapper:
         connection = open_connection(self._settings)
         connection.ensure_connection()
         connection.connect = refuse_reconnect  # type: ignore[method-assign]
         self._connection = connection
+        # First: behind a pooler, what is set would be set for whoever gets that session next.
+        check_session(tenant, connection, writable=True)
         check_session(tenant, connection, writable=True, opening=opening)
         return connection
 
@@ -86,6 +101,12 @@ class Relay:
             self._connection.close()
         self._connection = None
         self._served = 0
+
+
+def _begin_anew(connection: DatabaseWrapper) -> None:
+    """What Django and the project's own receivers make of a new session, DISCARD ALL has undone."""
+    connection.init_connection_state()
+    connection_created.send(sender=type(connection), connection=connection)
 
 
 _relays: Final = Kept(Relay)
