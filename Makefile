@@ -55,7 +55,7 @@ SOAK ?= 1
 soak: $(VENV)/installed
 	SOAK=$(SOAK) $(RUN) -m pytest tests/test_soak.py tests/test_scale.py tests/test_faults.py tests/test_orphans.py \
 		tests/test_never_twice.py tests/test_concurrently.py tests/test_lock_politeness.py tests/test_state_machine.py \
-		tests/test_names_corpus.py tests/test_rollback_property.py tests/test_pretend.py
+		tests/test_names_corpus.py tests/test_rollback_property.py tests/test_pretend.py tests/test_relay_faults.py
 
 # The newest Django 6.x needs Python 3.12: make test-django6 PYTHON=python3.13
 test-django6:

@@ -1,0 +1,240 @@
+"""Faults at each statement of a session that is passed on: what the run says is so, and nothing is done twice."""
+
+import os
+import random
+import secrets
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import product
+from typing import Any, Final
+
+import pytest
+from django.conf import settings as configured
+from psycopg2 import sql
+
+from migrations_api.models import MigrationRun
+from migrations_api.states import RunState
+from tenants.models import Tenant
+from tests import catalog, faults, soak
+from tests.faults import Case, Fault, nothing
+from tests.processes import wait_until
+from tests.proxy import Moment, Proxy, proxy
+from tests.small_app import Code, MakeTenant, add_field, migrate, migration, query, standing_at_first
+
+# What a worker says to the tenants' server of its first tenant, and of one that the session is passed on to.
+NEW, PASSED_ON = 16, 11
+KINDS: Final[dict[str, Callable[..., Fault]]] = {
+    "killed": faults.killed,
+    "cut": faults.cut,
+    "ended by the server": faults.ended_by_server,
+    "paused": faults.paused,
+}
+CASES: Final = list(product(KINDS, Moment, range(1, NEW + PASSED_ON + 1)))
+# So that several processes can share the work.
+PARTS: Final = 4 if soak.IS_WHOLE else 1
+INJECTIONS: Final = int(soak.sized(6, len(CASES)))
+ALL: Final = ["0001_initial", "m2", "m3"]
+# What each migration makes.
+MADE: Final = {"m2": {"one", "two"}, "m3": {"size"}}
+
+
+@dataclass(kw_only=True)
+class Relayed(Case):
+    """Of an app with two migrations that are sent as they stand; `first` is the tenant that the session comes from."""
+
+    first: Tenant | None
+
+    def start(self, **options: Any) -> None:
+        super().start(prepare=self._serve_first, **options)
+
+    def _serve_first(self) -> None:
+        if self.first is not None:
+            migrate(self.first)
+
+    def judge(self) -> None:
+        run = MigrationRun.objects.select_related("applied_after").get(pk=self.run.pk)
+        self.judged += 1
+        self.states.append(run.state)
+        for text in lies(run, self.tenant):
+            has_succeeded = run.state == RunState.SUCCEEDED
+            has_failed = run.state in {RunState.FAILED, RunState.PARTIAL}
+            told = faults.Lie(
+                run_id=run.pk,
+                state=run.state,
+                text=f"{text}; {run.error_code} in {run.failed_step}: {run.message}",
+                false_success=has_succeeded,
+                false_failure=has_failed,
+            )
+            self.lies.append(told)
+
+    def carry_on(self, heal: Callable[[], None] = nothing) -> None:
+        self.settle()
+        self.judge()
+        heal()
+        for _ in range(4):
+            if self.run.state == RunState.PENDING:
+                self._work()
+            elif self.run.state != RunState.SUCCEEDED:
+                self.run = self._next()
+        assert self.run.state == RunState.SUCCEEDED, f"{self.run.state}: {self.run.message}"
+
+
+def recorded(tenant: Tenant) -> list[str]:
+    return [name for (name,) in query(tenant, "SELECT name FROM django_migrations ORDER BY id")]
+
+
+def made(tenant: Tenant) -> set[str]:
+    columns = "SELECT attname FROM pg_attribute WHERE attrelid = 'orders_order'::regclass AND NOT attisdropped"
+    return {name for (name,) in query(tenant, columns)} & {"one", "two", "size"}
+
+
+def lies(run: MigrationRun, tenant: Tenant) -> list[str]:
+    """What is not so of the tenant, or is not what the run says of it."""
+    rows = recorded(tenant)
+    applied = set(rows) - {"0001_initial"}
+    done = {step.name for step in run.steps.all() if step.state == "done"}
+    after = run.applied_after.keys if run.applied_after else None
+    expected: set[str] = set().union(*(MADE[name] for name in applied))
+    claims = {
+        f"one row for each: {rows}": rows == ALL[: len(rows)],
+        f"recorded is what is there: {rows}, {made(tenant)}": made(tenant) == expected,
+        f"its steps: {done} of {rows}": done == applied,
+        f"what is applied now: {after} of {rows}": after is None or {name for _, name in after} == set(rows),
+        f"it has ended, or is carried on with: {run.state}": not run.is_active or run.state == RunState.PENDING,
+        "it is not between two migrations": run.state != RunState.PARTIAL,
+        f"succeeded: {rows}": run.state != RunState.SUCCEEDED or rows == ALL,
+        f"not succeeded: {rows}": run.state not in {RunState.FAILED, RunState.PARTIAL} or rows != ALL,
+    }
+    return [claim for claim, holds in claims.items() if not holds]
+
+
+@pytest.fixture
+def shop(plane: None, settings: Any) -> Iterator[Proxy]:
+    settings.TENANT_MIGRATIONS = {
+        "lock_wait": 5,
+        "lock_timeout": 0.3,
+        "backoff": 0.05,
+        "max_backoff": 0.2,
+        "attempts": 3,
+        "connect_timeout": 2,
+        "heartbeat": 0.5,
+        "lease": 60,
+    }
+    with proxy(settings.TENANT_DATABASES["shop"]) as shop:
+        yield shop
+
+
+@pytest.fixture
+def scripted(make_tenant: MakeTenant, code: Code) -> Callable[[int], list[Tenant]]:
+    """So many tenants that stand at the first migration, when two others have made a script of the rest."""
+
+    def make(count: int) -> list[Tenant]:
+        code(m2=migration("m2", add_field("one"), add_field("two")), m3=migration("m3", add_field("size"), after="m2"))
+        tenants = standing_at_first(make_tenant, count + 2)
+        assert [migrate(tenant).state for tenant in tenants[:2]] == ["succeeded"] * 2
+        return tenants[2:]
+
+    return make
+
+
+def case_of(tenants: Iterator[Tenant], shop: Proxy, chance: random.Random, *, is_new: bool) -> Relayed:
+    first = None if is_new else next(tenants)
+    return Relayed(tenant=next(tenants), proxy=shop, plane=shop, random=chance, boundaries={}, first=first)
+
+
+def advisory_locks() -> int:
+    held = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND database ="
+    held += " (SELECT oid FROM pg_database WHERE datname = current_database())"
+    [(count,)] = catalog.query(catalog.dsn(configured.TENANT_DATABASES["shop"]), held)
+    return int(count)
+
+
+def others(*tenants: Tenant) -> list[Any]:
+    """The columns of every other schema of the tenants' database, and what is recorded there."""
+    server = catalog.dsn(configured.TENANT_DATABASES["shop"])
+    columns = catalog.query(
+        server,
+        "SELECT n.nspname, c.relname, a.attname FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid"
+        " JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname !~ '^pg_|^information_schema$'"
+        " AND n.nspname <> ALL(%s) ORDER BY 1, 2, 3",
+        [[tenant.schema_name for tenant in tenants]],
+    )
+    tables = {schema for schema, table, _ in columns if table == "django_migrations"}
+    each = sql.SQL("SELECT {}, id, name FROM {}")
+    rows = sql.SQL(" UNION ALL ").join(
+        each.format(sql.Literal(schema), sql.Identifier(schema, "django_migrations")) for schema in tables
+    )
+    return [*columns, *sorted(catalog.query(server, rows))]
+
+
+@pytest.mark.parametrize("is_new", [True, False])
+def test_faults__are_of_every_statement(scripted: Callable[[int], list[Tenant]], shop: Proxy, is_new: bool) -> None:
+    case = case_of(iter(scripted(2)), shop, random.Random(1), is_new=is_new)  # noqa: S311 - a test's dice
+    case.start()
+    case.wait()
+    assert case.run.state == RunState.SUCCEEDED
+    said = shop.statements[0 if is_new else NEW :]
+    assert len(said) == (NEW if is_new else PASSED_ON), said
+    # It is the session that is passed on: what it was told to be, one message for each migration, and as new again.
+    assert sum("set_config('search_path'" in each for each in said) == 1
+    assert sum("ADD COLUMN" in each and "INSERT INTO" in each for each in said) == len(MADE)
+    assert said[-1] == "DISCARD ALL"
+
+
+@pytest.mark.parametrize("part", range(1, PARTS + 1))
+def test_faults__at_any_statement(
+    scripted: Callable[[int], list[Tenant]],
+    shop: Proxy,
+    record_property: Callable[[str, object], None],
+    part: int,
+) -> None:
+    seed = int(os.environ.get("FAULT_SEED") or secrets.randbelow(10**6))
+    chance, sums = random.Random(seed), Counter[str]()  # noqa: S311 - a test's dice
+    mine = CASES[part - 1 :: PARTS]
+    chosen = chance.sample(mine, min(len(mine), INJECTIONS // PARTS))
+    tenants = iter(scripted(sum(1 if nth <= NEW else 2 for _, _, nth in chosen)))
+    failures: list[str] = []
+    for kind, moment, nth in chosen:
+        case = case_of(tenants, shop, chance, is_new=nth <= NEW)
+        found = inject(case, KINDS[kind]("", moment, nth=nth))
+        failures += [f"{kind}, {moment} statement {nth}: {each}" for each in found]
+        sums.update(summed(case))
+    told = (
+        (f"relayed, faults injected, part {part} of {PARTS}", f"{len(CASES)} in all", f"{sums['injected']}"),
+        (f"relayed, false successes, part {part}", "0", f"{sums['false successes']}"),
+        (f"relayed, false failures, part {part}", "0", f"{sums['false failures']}"),
+        (f"relayed, told is so, part {part}", "100 %", f"{1 - sums['lied'] / sums['judged']:.2%} of {sums['judged']}"),
+    )
+    for goal, figure, measured in told:
+        soak.measured(record_property, goal, figure, measured)
+    assert failures == [], f"FAULT_SEED={seed}"
+    assert sums["injected"] == len(chosen)
+
+
+def inject(case: Relayed, fault: Fault) -> list[str]:
+    """One fault into one run of the tenant; returns what was found to be wrong."""
+    concerned = [tenant for tenant in (case.tenant, case.first) if tenant is not None]
+    before = others(*concerned)
+    wrong = []
+    try:
+        fault(case)
+        wait_until(lambda: advisory_locks() == 0)
+    except Exception as error:  # noqa: BLE001 - one that goes wrong is told of, and the others are tried
+        wrong.append(f"{type(error).__name__}: {error}")
+    finally:
+        case.end()
+    wrong += [lie.text for lie in case.lies]
+    wrong += [f"{each} stands at {recorded(each)}" for each in concerned if recorded(each) != ALL]
+    wrong += ["another tenant has changed"] if others(*concerned) != before else []
+    return wrong
+
+
+def summed(case: Relayed) -> dict[str, int]:
+    return {
+        "injected": int(case.injected),
+        "judged": case.judged,
+        "lied": len({(lie.run_id, lie.state) for lie in case.lies}),
+        "false successes": sum(lie.false_success for lie in case.lies),
+        "false failures": sum(lie.false_failure for lie in case.lies),
+    }
