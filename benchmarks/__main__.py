@@ -47,6 +47,9 @@ def add_peers(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cases", nargs="+", choices=comparison.CASES, default=[*comparison.CASES])
     parser.add_argument("--tools", nargs="+", choices=TOOLS, default=[*TOOLS])
     parser.add_argument("--rounds", type=int, default=3, help="How often each is measured; the median counts.")
+    parser.add_argument(
+        "--best-only", action="store_true", help="Of each peer, only the executor that is fastest on two processors."
+    )
     parser.add_argument("--write", action="store_true", help="Append the tables to benchmarks/RESULTS.md.")
     parser.set_defaults(measure=comparison.measure)
 

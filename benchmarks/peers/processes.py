@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from benchmarks.peers.environments import CACHE
+
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
@@ -33,7 +35,7 @@ def run(command: Command) -> Cost:
         process = subprocess.Popen(
             command.arguments,
             cwd=command.cwd,
-            env={**os.environ, **command.environment},
+            env={**_environment(), **command.environment},
             stdin=given,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -47,3 +49,9 @@ def run(command: Command) -> Cost:
             sys.stderr.write(output.read()[-4000:])
             raise subprocess.CalledProcessError(process.returncode, [str(each) for each in command.arguments])
     return Cost(seconds=seconds, mebibytes=usage.ru_maxrss // 1024)
+
+
+def _environment() -> dict[str, str]:
+    """Ours, where Python may keep its bytecode: what pip has installed has some, a checkout perhaps none."""
+    own = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    return {**own, "PYTHONPYCACHEPREFIX": str(CACHE / "bytecode")}
