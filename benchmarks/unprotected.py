@@ -29,9 +29,11 @@ from migrations_api.orchestrator.requests import Request, request_run
 from migrations_api.orchestrator.sources import source_for
 from migrations_api.orchestrator.work import work
 from migrations_api.plan import Plan, Step, Target
+from tenants import relay
 from tenants.backends import backend_for
 from tenants.binding import open_connection
 from tenants.models import Isolation, Tenant
+from tenants.preflight import NOTHING
 from tenants.provisioning import create_tenant
 from tenants.sessions import session_settings
 
@@ -60,11 +62,21 @@ class Nobody:
         return False
 
 
+def nothing(*_: object, **__: object) -> None: ...
+
+
 @contextmanager
 def unchecked_session(tenant: Tenant, *, application_name: str, **options: Any) -> Iterator[Any]:
     with closing(open_connection(session_settings(tenant, application_name=application_name))) as connection:
         connection.ensure_connection()
         yield connection
+
+
+def opened(tenant: Tenant, connection: Any, *, writable: bool, opening: sql.Composable = NOTHING) -> None:
+    """A session that is passed on becomes the tenant's, and is not looked at."""
+    if opening != NOTHING:
+        with connection.cursor() as cursor:
+            cursor.execute(opening)
 
 
 def execute_directly(self: object, run: Callable[..., Any], *statement: Any) -> Any:
@@ -79,11 +91,18 @@ def no_protocol() -> Iterator[None]:
             "tenant_lock": lambda *_, **__: nullcontext(),
             "faults": lambda *_: Faults(),
             "absent_tables": lambda *_: [],
-            "_require_record": lambda *_: None,
         }.items():
             patches.enter_context(patch.object(execution, name, value))
-        patches.enter_context(patch.object(TenantMigrator, "_require_own", lambda *_: None))
-        patches.enter_context(patch.object(JournalKeeper, "count", execute_directly))
+        for owner, name, value in (
+            (execution._Work, "_require_nothing_there", nothing),
+            (relay, "check_session", opened),
+            (relay, "check_home", nothing),
+            (relay, "_begin_anew", nothing),
+            (relay.Relay, "_let_go", nothing),
+            (TenantMigrator, "_require_own", nothing),
+            (JournalKeeper, "count", execute_directly),
+        ):
+            patches.enter_context(patch.object(owner, name, value))
         yield
 
 
