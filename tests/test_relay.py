@@ -337,6 +337,7 @@ def test_own_session__what_is_set_there_never_reaches_the_relay(scripted: Script
 def test_own_session__for_other_options(scripted: Scripted, observer: Observer, options: Options) -> None:
     for tenant in scripted(3):
         assert not served(observer, tenant, options=options).is_relayed
+        assert ("total" in columns(tenant)) != options.fake
 
 
 def test_own_session__for_a_plan_backwards(scripted: Scripted, observer: Observer) -> None:
