@@ -223,7 +223,11 @@ class _Execution:
             return self._failed(error)
         finally:
             signals.clear_caches()
-        return self._verified()
+        try:
+            return self._verified()
+        except ServiceError as error:
+            # What was applied is told of, though the session was lost before it could be looked at.
+            return self._failed(error)
 
     def _migrate(self) -> None:
         if self.script is not None:
