@@ -574,6 +574,17 @@ def test_script__that_fails_in_its_second_statement(scripted: Scripted, observer
     assert served(observer, third).pid == old.pid
 
 
+def test_script__whose_record_is_refused_leaves_nothing(scripted: Scripted, observer: Observer) -> None:
+    first, second, third = scripted(3)
+    old = served(observer, first)
+    query(second, "ALTER TABLE django_migrations ADD CHECK (name <> 'm2')")
+    run = migrate(second)
+    assert (run.state, run.sqlstate, run.failed_step) == ("failed", "23514", "orders.m2")
+    assert rows(second) == ["0001_initial"]
+    assert "total" not in columns(second)
+    assert served(observer, third).pid == old.pid
+
+
 def test_script__whose_second_migration_fails_keeps_the_first(
     scripted: Scripted, make_tenant: MakeTenant, observer: Observer
 ) -> None:
