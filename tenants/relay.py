@@ -23,7 +23,7 @@ from tenants.models import Tenant
 from tenants.preflight import check_home, check_session
 from tenants.servers import DatabaseSettings
 from tenants.sessions import refuse_control_plane, refuse_reconnect, search_path, session_settings
-from tenants.watch import Watch
+from tenants.watch import Watch, watch_of
 
 # What a session remembers of the catalog grows with each tenant.
 TENANTS: Final = 200
@@ -112,7 +112,10 @@ def _begin_anew(connection: DatabaseWrapper) -> None:
 _relays: Final = Kept(Relay)
 
 
-def relay_of(tenant: Tenant) -> Relay:
-    """The session that is passed on between the tenants of its database."""
+def relay_of(tenant: Tenant) -> Relay | None:
+    """The session that is passed on between the tenants of its database; None where each has to have its own."""
     settings = session_settings(tenant, application_name="tenant-migrations relay", path="")
+    # The driver sets that once, when it connects.
+    if watch_of(tenant) is None or "isolation_level" in settings["OPTIONS"]:
+        return None
     return _relays.find(tenant.database, settings)

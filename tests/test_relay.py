@@ -17,6 +17,7 @@ from django.db.backends.postgresql.base import DatabaseWrapper
 from django.db.backends.signals import connection_created
 from django.db.models.signals import post_migrate, pre_migrate
 from psycopg2 import sql
+from psycopg2.extensions import ISOLATION_LEVEL_SERIALIZABLE
 
 from migrations_api.executor import Options, rehearsal
 from migrations_api.executor.lock import lock_key
@@ -406,6 +407,17 @@ def test_own_session__for_tenants_with_a_role(
         for tenant in tenants:
             role = sql.Identifier(tenant.role_name)
             catalog.query(shop, sql.SQL("DROP OWNED BY {0} CASCADE; DROP ROLE {0}").format(role))
+
+
+def test_own_session__where_the_driver_sets_the_isolation_level(
+    scripted: Scripted, observer: Observer, settings: Any
+) -> None:
+    tenants = scripted(2)
+    server = settings.TENANT_DATABASES["shop"]
+    options = {**server.get("OPTIONS", {}), "isolation_level": ISOLATION_LEVEL_SERIALIZABLE}
+    settings.TENANT_DATABASES = {**settings.TENANT_DATABASES, "shop": {**server, "OPTIONS": options}}
+    for tenant in tenants:
+        assert not served(observer, tenant).is_relayed
 
 
 def test_own_session__for_tenants_with_a_database(scripted: Scripted, make_tenant: MakeTenant) -> None:

@@ -1,7 +1,7 @@
 """Carry out one plan on one tenant: connect, check, lock, plan again, apply, verify."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -90,16 +90,14 @@ def execute(
         plan_digest=plan_digest,
         watch=watch_of(tenant),
     )
-    if work.watch is not None and options.is_plain and has_scripts(source):
-        relay = relay_of(tenant).session(tenant, application_name=application_name, watch=work.watch)
-        with suppress(NeedsOwnSession), relay as connection:
-            return work.carry_out(connection, is_relayed=True)
+    relay = relay_of(tenant) if options.is_plain and has_scripts(source) else None
+    if work.watch is not None and relay is not None:
+        with relay.session(tenant, application_name=application_name, watch=work.watch) as connection:
+            outcome = work.say(connection)
+        if outcome is not None:
+            return outcome
     with tenant_session(tenant, application_name=application_name, watch=work.watch) as connection:
         return work.carry_out(connection)
-
-
-class NeedsOwnSession(Exception):
-    """What is to be done could leave something in a session that is passed on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,36 +112,40 @@ class _Work:
     plan_digest: str
     watch: Watch | None
 
-    def carry_out(self, connection: DatabaseWrapper, *, is_relayed: bool = False) -> Outcome:
-        """In a session that has become the tenant's; raises NeedsOwnSession where that may not be passed on."""
-        with tenant_lock(
-            connection,
-            database=connection.settings_dict["NAME"],
-            schema=self.tenant.schema_name,
-            wait=load_conf().lock_wait,
-        ):
-            rehearsal, plan = self._plan(connection)
-            script = rehearsal.whole_script(server_version(connection)) if self.options.is_plain else None
-            if is_relayed and script is None:
-                raise NeedsOwnSession
-            self._require_allowed(connection, plan)
-            self.observer.planned(plan)
-            with tenant_as_default(self.tenant, connection):
-                if self.options.prune:
-                    return _prune(self.tenant, connection, plan, self.source)
-                return _Execution(self, connection, plan, rehearsal, script).run()
+    def say(self, connection: DatabaseWrapper) -> Outcome | None:
+        """In a session that is passed on, what is known word for word; None, with nothing done, where it is not."""
+        with self._locked(connection):
+            rehearsal, plan, script = self._plan(connection)
+            return None if script is None else self._execute(connection, rehearsal, plan, script)
+
+    def carry_out(self, connection: DatabaseWrapper) -> Outcome:
+        with self._locked(connection):
+            return self._execute(connection, *self._plan(connection))
+
+    def _locked(self, connection: DatabaseWrapper) -> AbstractContextManager[None]:
+        database = connection.settings_dict["NAME"]
+        return tenant_lock(connection, database=database, schema=self.tenant.schema_name, wait=load_conf().lock_wait)
+
+    def _execute(self, connection: DatabaseWrapper, rehearsal: Rehearsal, plan: Plan, script: Script | None) -> Outcome:
+        self._require_allowed(connection, plan)
+        self.observer.planned(plan)
+        with tenant_as_default(self.tenant, connection):
+            if self.options.prune:
+                return _prune(self.tenant, connection, plan, self.source)
+            return _Execution(self, connection, plan, rehearsal, script).run()
 
     def reader(self, connection: DatabaseWrapper) -> Reader:
         return self.watch or OwnSession(connection)
 
-    def _plan(self, connection: DatabaseWrapper) -> tuple[Rehearsal, Plan]:
+    def _plan(self, connection: DatabaseWrapper) -> tuple[Rehearsal, Plan, Script | None]:
         reader, schema = self.reader(connection), self.tenant.schema_name
         with translated():
             has_record = bool(present_tables(reader, schema, [TABLE]))
             applied = TenantRecorder(connection, schema).applied_keys(is_there=has_record)
             marks = model_marks(reader, schema)
         rehearsal = rehearsal_of(self.source, applied, self.target)
-        return rehearsal, replace(rehearsal.plan, marks=marks)
+        script = rehearsal.whole_script(server_version(connection)) if self.options.is_plain else None
+        return rehearsal, replace(rehearsal.plan, marks=marks), script
 
     def _require_allowed(self, connection: DatabaseWrapper, plan: Plan) -> None:
         if self.plan_digest and plan.digest != self.plan_digest:
