@@ -334,8 +334,8 @@ def _share(before: ProjectState, after: ProjectState) -> None:
             after.models[key] = earlier
 
 
-# Which apps, where a tenant stands, and where it is to go.
-Place = tuple[frozenset[str], Applied, Target]
+# Which migrations there are, where a tenant stands, and where it is to go.
+Place = tuple[str, Applied, Target]
 Lesson = tuple[Place, int, Script]
 
 _rehearsals: OrderedDict[tuple[int, Applied, Target], Rehearsal] = OrderedDict()
@@ -348,7 +348,7 @@ def rehearsal_of(source: MigrationSource, applied: Applied, target: Target) -> R
     own = frozenset(key for key in applied if key[0] in source.labels)
     key = (id(source), own, target)
     if key not in _rehearsals:
-        scripts = _scripts_at((source.labels, own, target))
+        scripts = _scripts_at((source.fingerprint, own, target))
         _rehearsals[key] = Rehearsal(source, plan_to(source, own, target), scripts=scripts)
     _rehearsals.move_to_end(key)
     while len(_rehearsals) > KEPT:
@@ -366,7 +366,7 @@ def _scripts_at(place: Place) -> dict[int, Script]:
 
 def has_scripts(source: MigrationSource) -> bool:
     """Whether there is a plan of which the next tenant may need nothing but its script."""
-    return any(scripts and labels == source.labels for (labels, _, _), scripts in _scripts.items())
+    return any(scripts and there == source.fingerprint for (there, _, _), scripts in _scripts.items())
 
 
 def learned() -> list[Lesson]:

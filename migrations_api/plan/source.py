@@ -1,6 +1,7 @@
 """The migrations on disk of one set of apps, read once, and loaders over them that need no database."""
 
 import hashlib
+import json
 from collections.abc import Iterable, Mapping
 from copy import copy
 from dataclasses import dataclass
@@ -87,6 +88,12 @@ class MigrationSource:
     def digests(self) -> dict[Key, str]:
         """SHA-256 of each migration's file: a migration that was edited is another migration."""
         return {key: _file_digest(migration) for key, migration in self.migrations.items()}
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of all that is on disk, the same in each process that reads the same."""
+        content = [sorted(self.labels), sorted(self.digests.items()), sorted(self.unmigrated_apps)]
+        return hashlib.sha256(json.dumps([*content, sorted(self.outside_keys)]).encode()).hexdigest()
 
 
 def _file_digest(migration: Migration) -> str:
