@@ -1,8 +1,9 @@
 """What migrating a fleet of schemas costs, and whether memory grows with it.
 
 On an embedded server of its own: a loop of stock `migrate` over some schemas, then `migratealltenants` with each
-executor over the whole fleet, from zero and with nothing to do. Prints milliseconds per tenant of whole processes,
-ratios to the loop, and the resident memory of the largest process at each quarter of the fleet.
+executor over the whole fleet, from zero and with nothing to do; each over a few tenants first. Prints milliseconds per
+tenant of whole processes, ratios to the loop, and the resident memory of the largest process at each quarter of the
+fleet.
 """
 
 import os
@@ -10,12 +11,16 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from benchmarks.bytecode import compiled_in
 from service.embedded_postgres import EmbeddedPostgres
 
 ROOT = Path(__file__).resolve().parent.parent
+FEW = 2  # tenants of what is run only to be compiled
 LOOP = 10  # schemas of the loop; its cost per schema does not depend on their number
+EXECUTORS = ("sequential", "parallel")
 APPS = ["examples.shop.users", "examples.shop.products", "examples.shop.orders"]
 STOCK = (
     "import os, sys; from django.conf import settings; from django.core.management import execute_from_command_line;"
@@ -29,30 +34,39 @@ STOCK = (
 def measure(*, tenants: int) -> None:
     with tempfile.TemporaryDirectory() as directory:
         server = EmbeddedPostgres(Path(directory) / "server", durable=False)
-        server.start(databases=["stock", "sequential", "parallel"])
+        around = compiled_in(Path(directory) / "bytecode")
+        server.start(databases=["stock", *(f"{executor}{kind}" for executor in EXECUTORS for kind in ("", "_few"))])
         try:
             print(f"{tenants} schema tenants, {os.cpu_count()} processors; milliseconds per tenant, whole processes")
-            loop = _loop(server)
+            _loop(server, around, "few", FEW)
+            loop = _loop(server, around, "stock", LOOP)
             print(f"  stock migrate in a loop ({LOOP} schemas)       {loop:8.1f}")
-            for executor in ("sequential", "parallel"):
-                _compare(server, executor, tenants, loop)
+            for executor in EXECUTORS:
+                list(_costs(server, around, executor, f"{executor}_few", FEW))
+                for case, cost, memory in _costs(server, around, executor, executor, tenants):
+                    at = ", ".join(f"{size} MiB" for size in memory)
+                    label = f"migratealltenants, {executor}, {case:<13}"
+                    print(f"  {label} {cost:8.1f}  {loop / cost:5.1f} x  memory: {at}")
         finally:
             server.destroy()
 
 
-def _loop(server: EmbeddedPostgres) -> float:
+def _loop(server: EmbeddedPostgres, around: Mapping[str, str], name: str, schemas: int) -> float:
+    """Milliseconds per schema."""
     url = server.url("stock")
     started = time.monotonic()
-    for number in range(LOOP):
-        schema = f"stock_{number}"
+    for number in range(schemas):
+        schema = f"{name}_{number}"
         subprocess.run([server.bin / "psql", url, "-qc", f"CREATE SCHEMA {schema}"], check=True)
-        environment = {**os.environ, "DATABASE_URL": url, "SCHEMA": schema}
+        environment = {**around, "DATABASE_URL": url, "SCHEMA": schema}
         subprocess.run([sys.executable, "-c", STOCK], cwd=ROOT, env=environment, check=True)
-    return (time.monotonic() - started) / LOOP * 1000
+    return (time.monotonic() - started) / schemas * 1000
 
 
-def _compare(server: EmbeddedPostgres, executor: str, tenants: int, loop: float) -> None:
-    environment = {**os.environ, "DATABASE_URL": server.url(executor), "TENANT_DATABASE_URLS": ""}
+def _costs(
+    server: EmbeddedPostgres, around: Mapping[str, str], executor: str, database: str, tenants: int
+) -> Iterator[tuple[str, float, list[int]]]:
+    environment = {**around, "DATABASE_URL": server.url(database), "TENANT_DATABASE_URLS": ""}
     manage = [sys.executable, "manage.py"]
     subprocess.run([*manage, "migrate", "-v0"], cwd=ROOT, env=environment, check=True)
     create = (
@@ -62,9 +76,7 @@ def _compare(server: EmbeddedPostgres, executor: str, tenants: int, loop: float)
     )
     subprocess.run([*manage, "shell", "-v0", "-c", create], cwd=ROOT, env=environment, check=True)
     for case in ("from zero", "nothing to do"):
-        cost, memory = _measure([*manage, "migratealltenants", f"--executor={executor}"], environment, tenants)
-        at = ", ".join(f"{size} MiB" for size in memory)
-        print(f"  migratealltenants, {executor}, {case:<13} {cost:8.1f}  {loop / cost:5.1f} x  memory: {at}")
+        yield case, *_measure([*manage, "migratealltenants", f"--executor={executor}"], environment, tenants)
 
 
 def _measure(command: list[str], environment: dict[str, str], tenants: int) -> tuple[float, list[int]]:

@@ -22,6 +22,7 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
+from benchmarks.bytecode import compiled_in
 from service.embedded_postgres import EmbeddedPostgres
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -53,7 +54,7 @@ def measure(*, tenants: int, runs: int, migrated: int, clients: int, seconds: fl
         server.start(databases=["plane", "shop"])
         try:
             environment = {
-                **os.environ,
+                **compiled_in(Path(directory) / "bytecode"),
                 "DATABASE_URL": server.url("plane"),
                 "TENANT_DATABASE_URLS": f"shop={server.url('shop')}",
                 "DJANGO_SETTINGS_MODULE": "benchmarks.settings",

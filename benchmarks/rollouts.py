@@ -16,6 +16,7 @@ from pathlib import Path
 
 import psycopg2
 
+from benchmarks.bytecode import compiled_in
 from service.embedded_postgres import EmbeddedPostgres
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -30,7 +31,11 @@ def measure(*, tenants: int, rounds: int) -> None:
         server = EmbeddedPostgres(Path(directory) / "server", durable=False)
         server.start(databases=["plane"])
         try:
-            environment = {**os.environ, "DATABASE_URL": server.url("plane"), "TENANT_DATABASE_URLS": ""}
+            environment = {
+                **compiled_in(Path(directory) / "bytecode"),
+                "DATABASE_URL": server.url("plane"),
+                "TENANT_DATABASE_URLS": "",
+            }
             _prepare(environment, tenants)
             times: dict[str, list[float]] = {case: [] for case in CASES}
             # In turn, so that what else goes on on the machine slows each of them down.

@@ -12,6 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from benchmarks.bytecode import compiled_in
 from service.embedded_postgres import EmbeddedPostgres
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -29,7 +30,7 @@ def measure(*, tenants: int) -> None:
             print(f"{'':28}{'migrated':>10}{'copied':>10}{'ratio':>8}{'provision':>11}{'run':>8}{'first copy':>12}")
             for number, (name, apps) in enumerate(APP_SETS.items()):
                 environment = {
-                    **os.environ,
+                    **compiled_in(Path(directory) / "bytecode"),
                     "DATABASE_URL": server.url(f"plane_{number}"),
                     "TENANT_DATABASE_URLS": f"shop={server.url(f'shop_{number}')}",
                     "TENANT_APPS": ",".join(apps),

@@ -4,7 +4,8 @@ On one embedded server, the same apps for all: 4 apps, 12 models and 30 migratio
 is a whole process, from its start to its end, and takes its turn in each round. The peers come from PyPI into virtual
 environments under var/peers; they set the search path only when it changes, which is their fastest setting. After each
 run, the rows of django_migrations of each tenant are counted and one tenant is compared with what stock Django makes:
-its dump and the number of rows of each table. All processes find their bytecode where an earlier one has left it.
+its dump and the number of rows of each table. All processes keep
+their bytecode in one folder, which is empty at first, and each is started once before it is measured.
 
 `x best peer`: how many times faster than the fastest executor of any peer. `x SQL alone`: how many times slower than
 the statements themselves, with 4 connections. MiB: the peak of the largest process. Statements, as messages to the
@@ -23,7 +24,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from benchmarks.peers import app_set, databases, processes
+from benchmarks.peers import app_set, databases
 from benchmarks.peers.databases import Truth
 from benchmarks.peers.environments import ROOT, versions
 from benchmarks.peers.replay import Home
@@ -35,6 +36,7 @@ from service.embedded_postgres import EmbeddedPostgres
 
 COUNTED = 10  # tenants of the run whose statements are counted
 HEAVY = 20  # tenants with wagtail
+FEW = 2  # tenants of what is run only to be warm
 CASES = {
     "start": "start of the process, an empty fleet; milliseconds in all",
     "from-zero": "from zero",
@@ -66,9 +68,12 @@ def measure(
     tables: list[str] = []
     with _bench(SMALL) as bench:
         facts = _facts(bench, chosen)
+        if best_only:
+            facts.append(f"of peers only {', '.join(BEST[tool.name] for tool in chosen if tool.name in BEST)}")
         print("; ".join(facts), flush=True)
         comparison = _Comparison(bench=bench, truth=_truth(bench), tools=chosen, rounds=rounds, best_only=best_only)
         if "start" in cases:
+            comparison.warm(0, "start")
             tables += comparison.tables("schema", 0, ["start"])
         ordinary = [case for case in ORDINARY if case in cases]
         for isolation, sizes in (("schema", tenants), ("database", in_databases)):
@@ -76,10 +81,12 @@ def measure(
             for size in sizes:
                 tables += comparison.tables(isolation, size, ordinary, counts)
         if "large" in cases:
+            comparison.warm(FEW, "large")
             tables += comparison.tables("schema", large, ["large"])
     if "wagtail" in cases:
         with _bench(WAGTAIL) as bench:
             comparison = _Comparison(bench=bench, truth=_truth(bench), tools=chosen, rounds=rounds, best_only=best_only)
+            comparison.warm(FEW, "wagtail")
             tables += comparison.tables("schema", HEAVY, ["wagtail"])
     if write:
         command = " ".join(["python -m benchmarks", *sys.argv[1:]])
@@ -111,6 +118,11 @@ class _Comparison:
         """Samples whose statements are counted, and whose time is nobody's: everything is warm after them."""
         with databases.logged(self.bench.server):
             return {k: v for _, each in self._samples(isolation, COUNTED, cases, 1) for k, v in each.items()}
+
+    def warm(self, size: int, case: str) -> None:
+        """Start everything once where no counts() comes before it."""
+        for _ in self._samples("schema", size, [case], 1):
+            pass
 
     def _samples(
         self, isolation: str, size: int, cases: Sequence[str], rounds: int
@@ -160,7 +172,7 @@ def _bench(workload: Workload) -> Iterator[Bench]:
         server = EmbeddedPostgres(Path(directory) / "server", durable=False)
         server.start()
         try:
-            yield Bench(server=server, workload=workload, apps=apps)
+            yield Bench(server=server, workload=workload, apps=apps, bytecode=Path(directory) / "bytecode")
         finally:
             server.destroy()
 
@@ -170,7 +182,7 @@ def _truth(bench: Bench) -> Truth:
     databases.recreate(bench.server, home.database)
     databases.make_empty(bench.server, [home])
     recording = bench.apps.parent / "recording"
-    processes.run(stock_migrate(bench, home, recording=recording))
+    bench.run(stock_migrate(bench, home, recording=recording))
     return Truth(
         applied=databases.applied_counts(bench.server, [home])[0],
         dump=databases.dump(bench.server, home),

@@ -2,14 +2,15 @@
 
 import os
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.peers.environments import CACHE
+from benchmarks.bytecode import compiled_in
+
+TOLD = 4000  # characters of what a process has written before it failed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,8 +27,11 @@ class Cost:
     mebibytes: int  # of memory, at its peak, of the largest process that took part
 
 
-def run(command: Command) -> Cost:
-    """Raises CalledProcessError with what it wrote, for anything but success."""
+def run(command: Command, *, bytecode: Path) -> Cost:
+    """`bytecode` is the folder of whatever it compiles.
+
+    Raises CalledProcessError for anything but success, with the end of what it wrote as a note.
+    """
     with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as given:
         given.write(command.given)
         given.seek(0)
@@ -35,7 +39,7 @@ def run(command: Command) -> Cost:
         process = subprocess.Popen(
             command.arguments,
             cwd=command.cwd,
-            env={**_environment(), **command.environment},
+            env={**compiled_in(bytecode), **command.environment},
             stdin=given,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -46,12 +50,9 @@ def run(command: Command) -> Cost:
         process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode:
             output.seek(0)
-            sys.stderr.write(output.read()[-4000:])
-            raise subprocess.CalledProcessError(process.returncode, [str(each) for each in command.arguments])
+            written = output.read()
+            arguments = [str(each) for each in command.arguments]
+            error = subprocess.CalledProcessError(process.returncode, arguments, written)
+            error.add_note(f"The end of what it wrote:\n{written[-TOLD:]}")
+            raise error
     return Cost(seconds=seconds, mebibytes=usage.ru_maxrss // 1024)
-
-
-def _environment() -> dict[str, str]:
-    """Ours, where Python may keep its bytecode: what pip has installed has some, a checkout perhaps none."""
-    own = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-    return {**own, "PYTHONPYCACHEPREFIX": str(CACHE / "bytecode")}

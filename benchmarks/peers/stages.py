@@ -4,7 +4,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from benchmarks.peers import databases, processes
+from benchmarks.peers import databases
 from benchmarks.peers.databases import Truth
 from benchmarks.peers.tools import FROM_ZERO, Bench, Fleet, Tool
 
@@ -48,7 +48,7 @@ class Stage:
         self.tool.renew(self.bench)
         commands = self.tool.commands(self.bench, fleet, variant, case, self.truth)
         sessions, logged = databases.sessions(server), databases.log_size(server)
-        costs = [processes.run(command) for command in commands]
+        costs = [self.bench.run(command) for command in commands]
         time.sleep(AFTERWARDS)
         sample = Sample(
             seconds=sum(cost.seconds for cost in costs),
@@ -92,5 +92,5 @@ class Stage:
             self.tool.renew(self.bench)
             variant = self.tool.variants("nothing")[1]
             for command in self.tool.commands(self.bench, self.fleet(self._ready), variant, "nothing", self.truth):
-                processes.run(command)
+                self.bench.run(command)
             self.tool.keep(self.bench)

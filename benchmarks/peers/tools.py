@@ -13,7 +13,7 @@ from benchmarks.peers import databases, processes
 from benchmarks.peers.app_set import LAST
 from benchmarks.peers.databases import Truth
 from benchmarks.peers.environments import ROOT, environment, own_requirements
-from benchmarks.peers.processes import Command
+from benchmarks.peers.processes import Command, Cost
 from benchmarks.peers.replay import Home
 from benchmarks.peers.workloads import Workload
 from service.embedded_postgres import EmbeddedPostgres
@@ -26,11 +26,15 @@ SETUP = "import django; django.setup()"
 
 @dataclass(frozen=True, kw_only=True)
 class Bench:
-    """Where it all happens; `apps` is the folder with the generated apps."""
+    """Where it all happens; `apps` is the folder with the generated apps, `bytecode` that of whatever is compiled."""
 
     server: EmbeddedPostgres
     workload: Workload
     apps: Path
+    bytecode: Path
+
+    def run(self, command: Command) -> Cost:
+        return processes.run(command, bytecode=self.bytecode)
 
     def django(self, module: str, database: str, *, schema: str = "public", **settings: Any) -> dict[str, str]:
         """The environment of a project in PROJECTS whose database this is."""
@@ -111,7 +115,7 @@ class Own:
             f" isolation={fleet.isolation!r}, provisioned_at=timezone.now()) for each in ids)"
         )
         for arguments in (["migrate", "-v0"], ["shell", "-v0", "-c", code]):
-            processes.run(self._manage(bench, fleet, "plane_start", *arguments))
+            bench.run(self._manage(bench, fleet, "plane_start", *arguments))
 
     def keep(self, bench: Bench) -> None:
         databases.recreate(bench.server, "plane_start", template="plane_run")
@@ -154,7 +158,7 @@ class DjangoTenants:
         return () if case == "large" else ("standard", *several, "subprocess 4")
 
     def prepare(self, bench: Bench, fleet: Fleet) -> None:
-        processes.run(self._manage(bench, fleet, "migrate_schemas", "--shared", "-v0"))
+        bench.run(self._manage(bench, fleet, "migrate_schemas", "--shared", "-v0"))
         _register(bench, fleet, f"{self.own_app}_client")
 
     def keep(self, bench: Bench) -> None: ...
@@ -195,7 +199,7 @@ class DjangoPgschemas:
         return () if case in {"large", "wagtail"} else ("sequential", "parallel 2", "parallel 4", "parallel 8")
 
     def prepare(self, bench: Bench, fleet: Fleet) -> None:
-        processes.run(self._manage(bench, fleet, "migrate", "--schema", "public", "-v0"))
+        bench.run(self._manage(bench, fleet, "migrate", "--schema", "public", "-v0"))
         _register(bench, fleet, f"{self.own_app}_client")
 
     def keep(self, bench: Bench) -> None: ...
