@@ -1,5 +1,7 @@
 """What the comparison with the peers computes without a clock, and the apps that it migrates."""
 
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +11,7 @@ import pytest
 
 from benchmarks.peers import app_set
 from benchmarks.peers.databases import Truth
+from benchmarks.peers.processes import Command, run
 from benchmarks.peers.report import Figure, best_peer, section, sql_alone, table
 from benchmarks.peers.tools import pending_batch
 from tenants.backends import backend_for
@@ -19,6 +22,25 @@ from tests import catalog, stock
 def figure(tool: str, *seconds: float, is_peer: bool = False, **values: Any) -> Figure:
     given = {"tenants": 200, "measured": 200, "mebibytes": 80, "statements": None, "sessions": 1.0, **values}
     return Figure(tool=tool, variant="4", is_peer=is_peer, seconds=seconds, **given)
+
+
+def command(code: str, cwd: Path) -> Command:
+    return Command(arguments=[sys.executable, "-c", code], cwd=cwd)
+
+
+def test_run__of_what_fails_ends_with_what_it_wrote(tmp_path: Path) -> None:
+    code = "print('of', 'stdout', flush=True); raise SystemExit('of' + ' stderr')"
+    with pytest.raises(subprocess.CalledProcessError) as caught:
+        run(command(code, tmp_path), bytecode=tmp_path)
+    assert caught.value.__notes__ == ["The end of what it wrote:\nof stdout\nof stderr\n"]
+
+
+def test_run__keeps_bytecode_whatever_this_process_may(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    (tmp_path / "measured.py").touch()
+    run(command("import measured", tmp_path), bytecode=tmp_path / "bytecode")
+    assert list((tmp_path / "bytecode").rglob("measured.*.pyc"))
+    assert not (tmp_path / "__pycache__").exists()
 
 
 def test_figure__is_the_median_per_tenant() -> None:

@@ -69,7 +69,7 @@ def measure(
     with _bench(SMALL) as bench:
         facts = _facts(bench, chosen)
         if best_only:
-            facts.append(f"of peers only {', '.join(BEST[tool.name] for tool in chosen if tool.name in BEST)}")
+            facts += [f"of {tool.name} only {BEST[tool.name]}" for tool in chosen if tool.name in BEST]
         print("; ".join(facts), flush=True)
         comparison = _Comparison(bench=bench, truth=_truth(bench), tools=chosen, rounds=rounds, best_only=best_only)
         if "start" in cases:
