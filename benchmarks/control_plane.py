@@ -15,10 +15,12 @@ django.setup()
 from django.contrib.auth import get_user_model
 from django.contrib.auth.models import Group
 from django.db import connection
+from django.db.models import Model
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
+from psycopg2 import sql
 
-from migrations_api.models import ApiToken, AppliedSet, MigrationRun, Role, Rollout
+from migrations_api.models import ApiToken, AppliedSet, MigrationRun, Role, Rollout, RunStep, TenantObservation
 from migrations_api.orchestrator import observations
 from migrations_api.orchestrator.sources import source_for
 from migrations_api.rest import metrics
@@ -72,7 +74,21 @@ def main() -> None:
     json.dump({"token": token, "asked": asked}, sys.stdout)
 
 
+def give_defaults(model: type[Model]) -> None:
+    """Those that Django keeps to itself, for columns that the statements here do not name."""
+    for field in model._meta.concrete_fields:
+        default = field.get_db_prep_save(field.get_default(), connection)
+        if field.null or field.primary_key or default is None:
+            continue
+        table, column = sql.Identifier(model._meta.db_table), sql.Identifier(field.column)
+        statement = sql.SQL("ALTER TABLE {} ALTER COLUMN {} SET DEFAULT {}")
+        with connection.cursor() as cursor:
+            cursor.execute(statement.format(table, column, sql.Literal(default)))
+
+
 def fill(*, tenants: int, runs: int) -> None:
+    for model in (Tenant, TenantObservation, MigrationRun, RunStep):
+        give_defaults(model)
     keys = sorted(source_for(Isolation.DATABASE).migrations)
     sets = [AppliedSet.store(frozenset(keys[:length])) for length in range(len(keys) + 1)]
     rollouts = Rollout.objects.bulk_create(

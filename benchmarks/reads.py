@@ -122,7 +122,7 @@ def _after(seconds: float) -> Callable[[], bool]:
 def _busy(api: Api, urls: Mapping[str, str], clients: int) -> tuple[Times, float]:
     """What was measured until migrate-all had ended, and how many seconds that took."""
     connection = api.connect()
-    rollout = json.loads(api.ask(connection, "/tenants/migrate-all", {"isolation": "schema"}))["id"]
+    rollout = json.loads(api.ask(connection, "/tenants/migrate-all", {"selector": {"isolation": "schema"}}))["id"]
     began = time.monotonic()
     looked_at = 0.0
     state = ""
