@@ -64,12 +64,11 @@ class _Worker:
         self.process: BaseProcess = _context.Process(target=_serve, args=(child, work, lore), name=_NAME, daemon=True)
         self.process.start()
         child.close()
-        # The first is what it works on.
-        self.run_ids: deque[int] = deque()
+        self.run_id: int | None = None
         self.done = 0
 
     def submit(self, run_id: int) -> None:
-        self.run_ids.append(run_id)
+        self.run_id = run_id
         self.tell(run_id)
 
     def tell(self, message: int | _Lessons | None) -> None:
@@ -154,9 +153,7 @@ class ParallelDispatcher:
     def __init__(self, terms: Terms) -> None:
         self._terms = terms
         self._max = min(terms.max_concurrency, load_conf().max_workers)
-        # More than one would wait in vain behind a tenant that takes its time, while other workers are idle.
-        self._for_each = 2 if terms.looks_ahead else 1
-        # Whoever is idle first takes the next of these.
+        # Whoever is idle first takes the next: behind one worker it could wait in vain while others are idle.
         self._queue: deque[int] = deque()
         self._pace = Pace()
         self._per_worker = load_conf().tenants_per_worker
@@ -167,58 +164,57 @@ class ParallelDispatcher:
 
     @property
     def free(self) -> int:
-        if self._queue:
+        # Many at a time, before the last of them is taken.
+        if len(self._queue) > self._most:
             return 0
         ahead = self._pace.ahead if self._terms.looks_ahead else 0
-        return self._room_left + ahead
+        return max(0, self._room + ahead - len(self._queue))
 
     @property
-    def _room_left(self) -> int:
-        unborn = self._most - len(self._workers)
-        return unborn * self._for_each + sum(self._room(worker) for worker in self._workers)
+    def _room(self) -> int:
+        """How many runs could be begun now."""
+        return self._most - len(self._busy)
+
+    @property
+    def _busy(self) -> list[_Worker]:
+        return [worker for worker in self._workers if worker.run_id is not None]
 
     @property
     def _most(self) -> int:
-        return 1 if self._alone_until is not None and time.monotonic() < self._alone_until else self._max
+        return self._max if self._alone_until is None else 1
 
     @property
     def held(self) -> frozenset[int]:
-        return frozenset(self._queue).union(*(worker.run_ids for worker in self._workers))
+        return frozenset(self._queue).union(worker.run_id for worker in self._busy if worker.run_id is not None)
 
     def submit(self, run_id: int) -> None:
         self._queue.append(run_id)
         self._hand_out()
 
     def _hand_out(self) -> None:
-        while self._queue and self._room_left:
-            self._give(self._queue.popleft())
+        while self._queue and self._room > 0:
+            self._idle_worker().submit(self._queue.popleft())
 
-    def _give(self, run_id: int) -> None:
-        # An idle worker says nothing, and what it died of, memory perhaps, may be long ago.
-        for idle in [worker for worker in self._workers if not worker.run_ids]:
-            if not idle.process.is_alive():
-                self._retire(idle)
-        self._least_busy().submit(run_id)
-
-    def _least_busy(self) -> _Worker:
-        open_ones = [worker for worker in self._workers if self._room(worker)]
-        least = min(open_ones, key=lambda worker: len(worker.run_ids), default=None)
-        if least is None or (least.run_ids and len(self._workers) < self._most):
-            least = _Worker(self._terms.work, self._terms.lore)
-            self._workers.append(least)
-            if self._alone_until == math.inf:
-                self._alone_until = time.monotonic() + PATIENCE
-        return least
-
-    def _room(self, worker: _Worker) -> int:
-        # One that is to be replaced gets no more.
-        return max(0, min(self._for_each, self._per_worker - worker.done) - len(worker.run_ids))
+    def _idle_worker(self) -> _Worker:
+        for worker in [worker for worker in self._workers if worker.run_id is None]:
+            # An idle worker says nothing, and what it died of, memory perhaps, may be long ago.
+            if worker.process.is_alive():
+                return worker
+            self._retire(worker)
+        worker = _Worker(self._terms.work, self._terms.lore)
+        self._workers.append(worker)
+        if self._alone_until == math.inf:
+            self._alone_until = time.monotonic() + PATIENCE
+        return worker
 
     def wait(self, timeout: float) -> None:
         self._pass_stop_on()
-        ready = wait([worker.pipe for worker in self._workers if worker.run_ids], timeout)
+        alone_for = math.inf if self._alone_until is None else max(0.0, self._alone_until - time.monotonic())
+        ready = wait([worker.pipe for worker in self._busy], min(timeout, alone_for))
         for worker in [worker for worker in self._workers if worker.pipe in ready]:
             self._receive(worker)
+        if self._alone_until is not None and time.monotonic() >= self._alone_until:
+            self._alone_until = None
         self._hand_out()
 
     def close(self) -> None:
@@ -233,9 +229,8 @@ class ParallelDispatcher:
             return
         self._told_to_stop = True
         self._queue.clear()
-        for worker in self._workers:
-            if worker.run_ids:
-                worker.tell(None)
+        for worker in self._busy:
+            worker.tell(None)
 
     def _receive(self, worker: _Worker) -> None:
         try:
@@ -246,16 +241,15 @@ class ParallelDispatcher:
                 elif isinstance(message, _Lessons):
                     self._pass_on(message, worker)
                 else:
-                    worker.run_ids.popleft()
+                    worker.run_id = None
                     worker.done += 1
                     self._pace.ended()
         except (EOFError, ConnectionResetError):
             self._retire(worker)
-            # What it had not begun is nobody's again, and is submitted once more.
-            if worker.run_ids:
-                self._terms.on_lost(worker.run_ids[0])
+            if worker.run_id is not None:
+                self._terms.on_lost(worker.run_id)
             return
-        if not worker.run_ids and (worker.done >= self._per_worker or self._told_to_stop):
+        if worker.run_id is None and (worker.done >= self._per_worker or self._told_to_stop):
             self._retire(worker)
 
     def _pass_on(self, message: _Lessons, teacher: _Worker) -> None:
