@@ -23,7 +23,7 @@ from tenants.models import Tenant
 from tenants.preflight import check_home, check_session
 from tenants.servers import DatabaseSettings
 from tenants.sessions import refuse_control_plane, refuse_reconnect, search_path, session_settings
-from tenants.watch import Watch, watch_of
+from tenants.watch import OwnSession, Watch, watch_of
 
 # What a session remembers of the catalog grows with each tenant.
 TENANTS: Final = 200
@@ -46,13 +46,15 @@ class Relay:
         return self._settings == settings
 
     @contextmanager
-    def session(self, tenant: Tenant, *, application_name: str, watch: Watch) -> Iterator[DatabaseWrapper]:
-        """The session as that tenant's, which has passed every check; raises what tenant_session() does."""
+    def session(
+        self, tenant: Tenant, *, application_name: str, watch: Watch | None = None
+    ) -> Iterator[DatabaseWrapper]:
+        """The session as that tenant's, which has passed every check; takes and raises what tenant_session() does."""
         refuse_control_plane(tenant)
         try:
             with translated():
                 connection = self._opened(tenant, application_name)
-                check_home(tenant, connection, watch, writable=True)
+                check_home(tenant, connection, watch or OwnSession(connection), writable=True)
             yield connection
         except BaseException:
             self.close()

@@ -694,6 +694,17 @@ MIGRATIONS: Final[dict[str, Fault]] = {
     "writes another schema": happening("atomic", executing("INSERT INTO bystander.customers VALUES ('mallory')")),
     "drops from another schema": happening("atomic", executing("DROP TABLE bystander.customers")),
 }
+# Settings of the service with which a fault is soon over.
+IMPATIENT: Final = {
+    "lock_wait": 5,
+    "lock_timeout": 0.3,
+    "backoff": 0.05,
+    "max_backoff": 0.2,
+    "attempts": 3,
+    "connect_timeout": 2,
+    "heartbeat": 0.5,
+    "lease": 60,
+}
 CLAIM: Final = "^EXECUTE claim_run"
 PROGRESS: Final = "^EXECUTE progress_run"
 JOURNAL: Final = "^EXECUTE journal_run"

@@ -37,16 +37,7 @@ OWN = ("migrations_api_", "tenants_")
 def proxies(plane: None, settings: Any, broken: Callable[..., None]) -> Iterator[tuple[Proxy, Proxy]]:
     """Those before the tenants' server and before the control plane."""
     broken(**faults.PACKAGES)
-    settings.TENANT_MIGRATIONS = {
-        "lock_wait": 5,
-        "lock_timeout": 0.3,
-        "backoff": 0.05,
-        "max_backoff": 0.2,
-        "attempts": 3,
-        "connect_timeout": 2,
-        "heartbeat": 0.5,
-        "lease": 60,
-    }
+    settings.TENANT_MIGRATIONS = dict(faults.IMPATIENT)
     control_plane = settings.DATABASES["default"]
     impatient = {**control_plane, "OPTIONS": {**control_plane["OPTIONS"], "connect_timeout": 2}}
     with proxy(settings.TENANT_DATABASES["shop"]) as shop, proxy(impatient) as plane_proxy:

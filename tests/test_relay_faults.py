@@ -111,16 +111,7 @@ def lies(run: MigrationRun, tenant: Tenant) -> list[str]:
 
 @pytest.fixture
 def shop(plane: None, settings: Any) -> Iterator[Proxy]:
-    settings.TENANT_MIGRATIONS = {
-        "lock_wait": 5,
-        "lock_timeout": 0.3,
-        "backoff": 0.05,
-        "max_backoff": 0.2,
-        "attempts": 3,
-        "connect_timeout": 2,
-        "heartbeat": 0.5,
-        "lease": 60,
-    }
+    settings.TENANT_MIGRATIONS = dict(faults.IMPATIENT)
     with proxy(settings.TENANT_DATABASES["shop"]) as shop:
         yield shop
 

@@ -29,7 +29,7 @@ class Lore(Protocol):
 class Terms:
     """On which runs are dispatched. `max_concurrency` limits those in flight, whatever is submitted.
 
-    With `looks_ahead` nothing depends on how a run ends before the next one begins: a worker may have more waiting.
+    With `looks_ahead` nothing depends on how a run ends before the next one begins: more may wait than are begun.
 
     With `leaves_running` another driver carries on where this one ends: once `should_stop` says so, what is not done by
     processes of this machine is neither stopped nor waited for.

@@ -84,7 +84,8 @@ class _Inbox:
         self.is_stopping = False
         self._pipe = pipe
         self._lore = lore
-        self._waiting: deque[int] = deque()
+        # While one is worked on, there is no other.
+        self._run_id: int | None = None
 
     def should_stop(self) -> bool:
         while not self.is_stopping and self._pipe.poll():
@@ -93,11 +94,10 @@ class _Inbox:
 
     def next_run(self) -> int | None:
         """None once there is to be no other."""
-        while not self.is_stopping:
-            if self._waiting:
-                return self._waiting.popleft()
+        self._run_id = None
+        while not self.is_stopping and self._run_id is None:
             self._take()
-        return None
+        return None if self.is_stopping else self._run_id
 
     def _take(self) -> None:
         try:
@@ -107,7 +107,7 @@ class _Inbox:
         if told is None:
             self.is_stopping = True
         elif isinstance(told, int):
-            self._waiting.append(told)
+            self._run_id = told
         elif self._lore is not None:
             self._lore.learn(told.lessons)
 

@@ -91,7 +91,7 @@ def execute(
         watch=watch_of(tenant),
     )
     relay = relay_of(tenant) if options.is_plain and has_scripts(source) else None
-    if work.watch is not None and relay is not None:
+    if relay is not None:
         with relay.session(tenant, application_name=application_name, watch=work.watch) as connection:
             outcome = work.say(connection)
         if outcome is not None:
