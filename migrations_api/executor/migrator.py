@@ -16,8 +16,9 @@ from django.db.migrations.state import ProjectState
 from migrations_api.executor.applied import TenantRecorder
 from migrations_api.executor.guard import Standing, locked_things, made_things, named_things, outside, standing
 from migrations_api.executor.journal import JournalKeeper, flush_deferred
+from migrations_api.executor.lending import isolated
 from migrations_api.executor.outcome import Observer, StepResult, StopRequested
-from migrations_api.executor.rehearsal import Departure, Rehearsal, Tape, isolated, server_version
+from migrations_api.executor.rehearsal import Departure, Rehearsal, Tape, server_version
 from migrations_api.executor.script import Script
 from migrations_api.plan import Plan, Planner, Step
 from tenants.conf import load_conf
@@ -127,7 +128,7 @@ class TenantMigrator(Planner):
             self.connection.execute_wrapper(tape.wrap),
             self.connection.schema_editor(atomic=migration.atomic) as editor,
         ):
-            tape.taped(migration, rehearsal.states(migration)).apply(ProjectState(), editor)
+            tape.taped(migration, rehearsal.around(migration)).apply(ProjectState(), editor)
             with tape.running():
                 flush_deferred(editor)
             if not tape.is_played_out():

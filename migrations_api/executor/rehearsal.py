@@ -9,7 +9,7 @@ truth. What nothing about a tenant could change is sent as it stands, once two t
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import copy
 from functools import cached_property
 from typing import Any, Final
@@ -26,6 +26,7 @@ from django.db.migrations.state import ProjectState, StateApps
 from django.db.models.signals import post_migrate, pre_migrate
 
 from migrations_api.executor import signals
+from migrations_api.executor.lending import MOST_MODELS, Lender, isolated
 from migrations_api.executor.model_types import RECEIVERS, ModelTypes, model_types
 from migrations_api.executor.script import Script, Statement, script_of
 from migrations_api.executor.verification import tables_of
@@ -67,6 +68,10 @@ HARMLESS: Final = re.compile(r"\s*(ALTER|CREATE|DROP|COMMENT|SELECT)\b", re.IGNO
 UNCHECKED: Final = "NOT VALID"
 # How many are kept: each holds the models of a whole plan.
 KEPT: Final = 16
+
+
+# The states before and after an operation, for as long as one tenant needs them.
+Around = Callable[[], AbstractContextManager[Sequence[ProjectState]]]
 
 
 class Departure(Exception):
@@ -114,37 +119,27 @@ class Tape:
         finally:
             self._is_on = False
 
-    def taped(self, migration: Migration, states: Sequence[ProjectState] | None = None) -> Migration:
-        """The migration with operations that are noted; with `states`, those before, between and after them."""
+    def taped(self, migration: Migration, around: Sequence[Around] | None = None) -> Migration:
+        """The migration with operations that are noted; each with the states that `around` has for it, if given."""
         told: Any = copy(migration)
         told.operations = [
-            self._taped(operation, states[place : place + 2] if states else None)
+            self._taped(operation, around[place] if around else None)
             for place, operation in enumerate(migration.operations)
         ]
         return told  # type: ignore[no-any-return]
 
-    def _taped(self, operation: Operation, states: Sequence[ProjectState] | None) -> Operation:
+    def _taped(self, operation: Operation, around: Around | None) -> Operation:
         told: Any = copy(operation)
         shares = type(operation) in SHARING
 
         def forwards(app_label: str, editor: Any, *given: ProjectState) -> None:
-            around = given if states is None else states if shares else [isolated(state) for state in states]
-            if not shares:
-                operation.database_forwards(app_label, editor, *around)
-                return
-            with self.running():
-                operation.database_forwards(app_label, editor, *around)
+            with around() if around else nullcontext(given) as states, self.running() if shares else nullcontext():
+                operation.database_forwards(app_label, editor, *states)
 
         told.database_forwards = forwards
-        if states is not None:
+        if around is not None:
             told.state_forwards = lambda app_label, state: None
         return told  # type: ignore[no-any-return]
-
-
-def isolated(state: ProjectState) -> ProjectState:
-    """A copy whose models are rendered on their own, and only if they are asked for."""
-    own: ProjectState = ProjectState({key: model.clone() for key, model in state.models.items()}, state.real_apps)
-    return own
 
 
 class Rehearsal:
@@ -160,6 +155,8 @@ class Rehearsal:
         self._scripts: dict[Key, str | None] = {}
         self._written = [list(migration.operations) for migration, _ in plan.migrations]
         self._states: dict[Key, list[ProjectState]] = {}
+        self._around: dict[Key, list[Around]] = {}
+        self._lent = 0
 
     @property
     def is_over(self) -> bool:
@@ -280,6 +277,33 @@ class Rehearsal:
         """The models before its first operation, and after each."""
         _ = self._after
         return self._states[_key(migration)]
+
+    def around(self, migration: Migration) -> list[Around]:
+        """The states before and after each of its operations; those that may be any code get some of their own."""
+        key = _key(migration)
+        if key not in self._around:
+            states = self.states(migration)
+            self._around[key] = [
+                self._around_one(operation, states[place : place + 2])
+                for place, operation in enumerate(migration.operations)
+            ]
+        return self._around[key]
+
+    def _around_one(self, operation: Operation, states: Sequence[ProjectState]) -> Around:
+        if type(operation) in SHARING:
+            return lambda: nullcontext(states)
+        if type(operation) is not operations.RunPython:
+            return lambda: nullcontext([isolated(state) for state in states])
+        self._lent += len(states[0].models)
+        lender = Lender(states[0], lends=self._lent <= MOST_MODELS)
+
+        @contextmanager
+        def lent() -> Iterator[Sequence[ProjectState]]:
+            with lender.state() as before:
+                # It is not asked for the other one.
+                yield before, states[1]
+
+        return lent
 
     @cached_property
     def final_apps(self) -> StateApps:

@@ -1,0 +1,181 @@
+"""The models of a state, rendered once, and lent to the Python code of one tenant's migration after another's.
+
+Django renders them for each tenant, which costs more than most of that code. Lent, they have to be for each tenant what
+they were for the first: nothing of them changed, no row or answer of another tenant kept in them, and nothing that code
+keeps for the next time found again by them. After each time they are looked at, and what is not as it was is not lent
+again.
+"""
+
+import gc
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from functools import lru_cache
+from operator import is_
+from typing import Any, Final
+
+from django.db.migrations.state import ProjectState, StateApps
+from django.db.models import Manager, Model
+from django.utils.functional import cached_property
+
+# How often code may have left them changed before each tenant gets its own.
+PATIENCE: Final = 2
+# Of one plan; each takes about 75 KiB.
+MOST_MODELS: Final = 400
+
+
+def isolated(state: ProjectState) -> ProjectState:
+    """A copy whose models are rendered on their own, and only if they are asked for."""
+    own: ProjectState = ProjectState({key: model.clone() for key, model in state.models.items()}, state.real_apps)
+    return own
+
+
+class Lender:
+    """Gives whoever asks a state that shares nothing with `state`, and seems to be rendered for him alone."""
+
+    def __init__(self, state: ProjectState, *, lends: bool) -> None:
+        self._state = state
+        self._patience = PATIENCE if lends and is_lendable(state) else 0
+        self._lent: LentModels | None = None
+
+    @contextmanager
+    def state(self) -> Iterator[ProjectState]:
+        """For one operation."""
+        own = isolated(self._state)
+        if self._patience <= 0:
+            yield own
+            return
+        # Not kept when it ends with an exception, which holds on to what it came through.
+        lent, self._lent = self._lent or LentModels(own.apps), None
+        vars(own)["apps"] = lent.apps_of_one_tenant()
+        yield own
+        if lent.are_as_they_were():
+            self._lent = lent
+        else:
+            self._patience -= 1
+
+
+def is_lendable(state: ProjectState) -> bool:
+    """Whether nobody but Django has written the managers: those of others may remember anything, anyhow."""
+    managers = (manager for model in state.models.values() for _, manager in model.managers)
+    return all(type(manager).__module__.split(".")[0] == "django" for manager in managers)
+
+
+class LentModels:
+    """What can be reached from one registry, and how it stood before anybody had used it."""
+
+    def __init__(self, apps: Any) -> None:
+        # It may have been asked before.
+        apps.clear_cache()
+        apps.__class__ = LentApps
+        self._apps = apps
+        self._models = apps.get_models(include_auto_created=True, include_swapped=True)
+        self._managers = [manager for model in self._models for manager in _managers(model)]
+        _fill_caches(self._models)
+        self._clear_caches()
+        self._marks = [_Mark(thing) for thing in self._things()]
+        # What rendering has left behind refers to them too.
+        gc.collect()
+        self._counts = self._references()
+
+    def apps_of_one_tenant(self) -> StateApps:
+        """A registry that no other tenant has had: what is remembered by it is remembered for that tenant."""
+        apps = LentApps.__new__(LentApps)
+        vars(apps).update(vars(self._apps))
+        return apps
+
+    def are_as_they_were(self) -> bool:
+        """Whether nothing in them was changed, and nobody holds on to them or to an instance or query of theirs."""
+        self._clear_caches()
+        if not all(mark.stands() for mark in self._marks):
+            return False
+        if self._references() != self._counts:
+            # Instances that refer to one another are let go of only by the collector, and these are young.
+            gc.collect(1)
+        return self._references() == self._counts
+
+    def _clear_caches(self) -> None:
+        """What a manager remembers is a tenant's rows; that of content types does."""
+        for manager in self._managers:
+            if clear := getattr(manager, "clear_cache", None):
+                clear()
+
+    def _references(self) -> list[int]:
+        return [sys.getrefcount(model) for model in self._models]
+
+    def _things(self) -> Iterator[Any]:
+        yield self._apps
+        yield from self._apps.app_configs.values()
+        yield from self._managers
+        for model in self._models:
+            yield from (model, model._meta)
+            for field in model._meta.get_fields(include_hidden=True):
+                yield field
+                if getattr(field, "remote_field", None) is not None:
+                    yield field.remote_field
+
+
+class LentApps(StateApps):
+    # The one that it overrides keeps every registry that was ever asked, and its models.
+    get_models = lru_cache(maxsize=0)(StateApps.get_models.__wrapped__)  # type: ignore[attr-defined]
+
+
+class _Mark:
+    """The attributes of something, and what is in those that are containers."""
+
+    def __init__(self, thing: Any) -> None:
+        self._attributes = vars(thing)
+        self._names = list(self._attributes)
+        self._values = list(self._attributes.values())
+        self._filled_later = _filled_later(type(thing))
+        contained = (value for name, value in self._attributes.items() if not _is_cache(name))
+        self._containers = [(value, _contents(value)) for value in contained if isinstance(value, dict | list | set)]
+
+    def stands(self) -> bool:
+        attributes = self._attributes
+        if len(attributes) < len(self._names):
+            return False
+        if len(attributes) > len(self._names):
+            added = attributes.keys() - self._names
+            if not all(name in self._filled_later or _is_cache(name) for name in added):
+                return False
+        # What is added comes behind the others; what was taken away, or put in again, leaves another order.
+        return all(map(is_, attributes.values(), self._values)) and all(
+            _is_same(contents, _contents(container)) for container, contents in self._containers
+        )
+
+
+def _contents(container: dict[Any, Any] | list[Any] | set[Any]) -> list[Any]:
+    return [*container, *container.values()] if isinstance(container, dict) else list(container)
+
+
+def _is_same(one: list[Any], other: list[Any]) -> bool:
+    return len(one) == len(other) and all(map(is_, one, other))
+
+
+def _is_cache(name: str) -> bool:
+    """Where Django keeps what it has worked out from the definition of a model."""
+    return name.startswith("_") and name.endswith("_cache")
+
+
+def _filled_later(kind: type) -> frozenset[str]:
+    return frozenset(
+        name for each in kind.__mro__ for name, value in vars(each).items() if isinstance(value, cached_property)
+    )
+
+
+def _fill_caches(models: Iterable[type[Model]]) -> None:
+    """Let everything that is worked out once be worked out, so that it is not taken for what code has left behind."""
+    for model in models:
+        fields = model._meta.get_fields(include_hidden=True)
+        relations = [field.remote_field for field in fields if getattr(field, "remote_field", None) is not None]
+        for thing in (model._meta, *fields, *relations, *vars(model).values()):
+            for name in _filled_later(type(thing)):
+                # Some of them are for other kinds of the same thing.
+                with suppress(Exception):
+                    getattr(thing, name)
+
+
+def _managers(model: type[Model]) -> Iterable[Manager[Any]]:
+    meta: Any = model._meta
+    return [*meta.local_managers, *meta.managers, meta.base_manager, meta.default_manager]
