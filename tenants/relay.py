@@ -1,18 +1,19 @@
-"""A session that is passed on from tenant to tenant: connecting anew costs more than a short migration.
+"""A session that is passed on from tenant to tenant: connecting anew costs more than most migrations.
 
-Only for what is known word for word and leaves nothing in a session. DISCARD ALL makes it as new for the next tenant:
-settings, temporary tables, prepared statements and advisory locks are gone. The tenant's search_path is not the one
-that it was opened with: that is empty, so that whatever would speak in it between two tenants, or after a RESET, finds
-nobody's tables.
+DISCARD ALL makes it as new for the next tenant: settings, temporary tables, prepared statements and advisory locks are
+gone. What Django keeps of a connection is made anew. The tenant's search_path is not the one that it was opened with:
+that is empty, so that whatever would speak in it between two tenants, or after a RESET, finds nobody's tables.
 """
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Final
+from typing import Any, Final
 
+import psycopg2
 from django.db import Error as DatabaseError
 from django.db.backends.postgresql.base import DatabaseWrapper
-from django.db.backends.signals import connection_created
+from django.db.backends.postgresql.psycopg_any import IsolationLevel
 from psycopg2 import sql
 
 from tenants.binding import open_connection
@@ -25,8 +26,9 @@ from tenants.servers import DatabaseSettings
 from tenants.sessions import refuse_control_plane, refuse_reconnect, search_path, session_settings
 from tenants.watch import OwnSession, Watch, watch_of
 
-# What a session remembers of the catalog grows with each tenant.
+# What a session remembers of the catalog grows with each tenant, and with what is done there.
 TENANTS: Final = 200
+STEPS: Final = 1000
 # The date style is what the driver sets in a new session.
 OPENING: Final = sql.SQL(
     "SELECT set_config('search_path', {}, false), set_config('application_name', {}, false),"
@@ -35,12 +37,13 @@ OPENING: Final = sql.SQL(
 
 
 class Relay:
-    """Connects when it is first needed, and again after `TENANTS` tenants or when it was lost."""
+    """Connects when it is first needed, and again when it is worn out or was lost."""
 
     def __init__(self, settings: DatabaseSettings) -> None:
         self._settings = settings
-        self._connection: DatabaseWrapper | None = None
-        self._served = 0
+        self._raw: Any = None
+        self._tenants = 0
+        self._steps = 0
 
     def is_with(self, settings: DatabaseSettings) -> bool:
         return self._settings == settings
@@ -55,60 +58,87 @@ class Relay:
             with translated():
                 connection = self._opened(tenant, application_name)
                 check_home(tenant, connection, watch or OwnSession(connection), writable=True)
+            opened = self._of_the_driver()
             yield connection
         except BaseException:
             self.close()
             raise
-        self._let_go(connection)
+        is_as_opened = self._of_the_driver() == opened
+        _take_away(connection)
+        if is_as_opened:
+            self._make_new()
+        else:
+            self.close()
+
+    def wear(self, *, steps: int) -> None:
+        """So much has been done in it."""
+        self._steps += steps
 
     def _opened(self, tenant: Tenant, application_name: str) -> DatabaseWrapper:
         opening = OPENING.format(sql.Literal(search_path(tenant)), sql.Literal(application_name[:63]))
-        if self._served >= TENANTS:
+        if self._tenants >= TENANTS or self._steps >= STEPS:
             self.close()
         connection = self._passed_on(tenant, opening) or self._new(tenant, opening)
-        self._served += 1
+        self._tenants += 1
         return connection
 
     def _passed_on(self, tenant: Tenant, opening: sql.Composed) -> DatabaseWrapper | None:
         """None where there is none, or it was lost since it served the last tenant."""
-        if self._connection is None:
+        if self._raw is None:
             return None
+        connection = _around(self._raw, self._settings)
         try:
-            _begin_anew(self._connection)
-            check_session(tenant, self._connection, writable=True, opening=opening)
+            connection.connect()
+            check_session(tenant, connection, writable=True, opening=opening)
         except (DatabaseError, ServerUnreachable):
             self.close()
-        return self._connection
+            return None
+        connection.connect = refuse_reconnect  # type: ignore[method-assign]
+        return connection
 
     def _new(self, tenant: Tenant, opening: sql.Composed) -> DatabaseWrapper:
         connection = open_connection(self._settings)
         connection.ensure_connection()
         connection.connect = refuse_reconnect  # type: ignore[method-assign]
-        self._connection = connection
+        self._raw = connection.connection
         # First: behind a pooler, what is set would be set for whoever gets that session next.
         check_session(tenant, connection, writable=True)
         check_session(tenant, connection, writable=True, opening=opening)
         return connection
 
-    def _let_go(self, connection: DatabaseWrapper) -> None:
+    def _make_new(self) -> None:
         try:
-            with connection.cursor() as cursor:
+            with self._raw.cursor() as cursor:
                 cursor.execute("DISCARD ALL")
-        except (DatabaseError, ServerUnreachable):
+        except psycopg2.Error:
             # Its work is done.
             self.close()
 
+    def _of_the_driver(self) -> tuple[Any, ...]:
+        """What the server knows nothing of: how the driver speaks, and how many cursors somebody has of it."""
+        raw = self._raw
+        kinds = (raw.autocommit, raw.isolation_level, raw.readonly, raw.deferrable, raw.encoding, raw.cursor_factory)
+        return kinds, dict(raw.string_types), dict(raw.binary_types), sys.getrefcount(raw)
+
     def close(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-        self._connection = None
-        self._served = 0
+        if self._raw is not None:
+            self._raw.close()
+        self._raw = None
+        self._tenants = self._steps = 0
 
 
-def _begin_anew(connection: DatabaseWrapper) -> None:
-    """What Django and the project's own receivers make of a new session, DISCARD ALL has undone."""
-    connection.init_connection_state()
-    connection_created.send(sender=type(connection), connection=connection)
+def _around(raw: Any, settings: DatabaseSettings) -> DatabaseWrapper:
+    """A connection object that has it when it connects: Django and receivers take it for a new one."""
+    connection: Any = open_connection(settings)
+    connection.isolation_level = IsolationLevel.READ_COMMITTED
+    connection.get_new_connection = lambda parameters: raw
+    return connection  # type: ignore[no-any-return]
+
+
+def _take_away(connection: DatabaseWrapper) -> None:
+    """From whoever has kept it: the session is another tenant's next."""
+    connection.connection = None
+    connection.connect = refuse_reconnect  # type: ignore[method-assign]
 
 
 _relays: Final = Kept(Relay)

@@ -1,13 +1,10 @@
 """What tenants that stand at the same place share in one process, and that nothing else passes from one to the next."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import date
 from typing import Any
 
 import pytest
 from django.db import migrations, models
-from django.db.backends.postgresql.schema import DatabaseSchemaEditor
 from django.db.models.signals import pre_migrate
 from psycopg2 import sql
 
@@ -15,6 +12,7 @@ from migrations_api.executor import rehearsal
 from migrations_api.plan import Target
 from tenants import watch
 from tests import catalog
+from tests.schema_editors import schema_editors
 from tests.small_app import Code, MakeTenant, migrate, migration, query, standing_at_first
 
 
@@ -111,21 +109,6 @@ def test_defaults__that_differ_each_time_differ_for_each_tenant(make_tenant: Mak
         assert migrate(tenant).state == "succeeded"
     found = [query(tenant, "SELECT serial FROM orders_order")[0][0] for tenant in tenants]
     assert len(set(found)) == 3
-
-
-@contextmanager
-def schema_editors() -> Iterator[list[str]]:
-    """What is sent by way of them: what Django has written for that very tenant."""
-    found: list[str] = []
-    execute = DatabaseSchemaEditor.execute
-
-    def noted(self: DatabaseSchemaEditor, statement: Any, params: Any = ()) -> Any:
-        found.append(str(statement))
-        return execute(self, statement, params)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(DatabaseSchemaEditor, "execute", noted)
-        yield found
 
 
 def test_script__is_sent_to_those_that_come_after_two_that_agreed(make_tenant: MakeTenant, code: Code) -> None:

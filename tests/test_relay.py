@@ -6,18 +6,20 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import psycopg2
 import pytest
 from django.conf import settings as configured
-from django.db import migrations, models
+from django.db import connections, migrations, models
 from django.db.backends.postgresql.base import DatabaseWrapper
 from django.db.backends.signals import connection_created
 from django.db.models.signals import post_migrate, pre_migrate
-from psycopg2 import sql
+from psycopg2 import extensions, sql
 from psycopg2.extensions import ISOLATION_LEVEL_SERIALIZABLE
+from psycopg2.extras import DictCursor
 
 from migrations_api.executor import Options, rehearsal
 from migrations_api.executor.lock import lock_key
@@ -25,6 +27,7 @@ from migrations_api.models import MigrationRun
 from migrations_api.orchestrator.recorder import session_name
 from migrations_api.plan import Target
 from tenants import relay
+from tenants.exceptions import ServerUnreachable
 from tenants.models import Isolation, Tenant
 from tenants.provisioning import create_tenant
 from tenants.relay import relay_of
@@ -33,6 +36,7 @@ from tenants.watch import watch_of
 from tests import catalog
 from tests.pooler import PORT, pooler
 from tests.processes import wait_until
+from tests.schema_editors import schema_editors
 from tests.small_app import END, FIRST, Code, MakeTenant, add_field, migrate, migration, query, standing_at_first
 
 OBSERVER = """
@@ -154,29 +158,46 @@ def rows(tenant: Tenant) -> list[str]:
     return [name for (name,) in query(tenant, "SELECT name FROM django_migrations ORDER BY id")]
 
 
-def idle(tenant: Tenant) -> DatabaseWrapper:
+def idle(tenant: Tenant) -> Any:
     """The session that waits for the next tenant."""
-    connection = relay_of(tenant)._connection
-    assert connection is not None
-    return connection
+    raw = relay_of(tenant)._raw
+    assert raw is not None
+    return raw
 
 
-def ask(connection: DatabaseWrapper, statement: str) -> list[tuple[Any, ...]]:
+def ask(connection: Any, statement: str) -> list[tuple[Any, ...]]:
     with connection.cursor() as cursor:
         cursor.execute(statement)
         return list(cursor.fetchall())
 
 
-def test_relay__serves_those_that_come_after_two_that_agreed(
-    make_tenant: MakeTenant, code: Code, observer: Observer
+def add_rows(apps: Any, editor: Any) -> None:
+    apps.get_model("orders", "Order").objects.create(number="7")
+
+
+class Money(models.IntegerField):
+    """Somebody's own: what it is in the database might be decided for each tenant."""
+
+
+@pytest.mark.parametrize(
+    "second",
+    [
+        TOTAL,
+        migration("m2", migrations.RunPython(add_rows)),
+        migration("m2", migrations.RunSQL("UPDATE orders_order SET number = '7'")),
+        migration("m2", migrations.AddField("Order", "price", Money(null=True))),
+    ],
+    ids=["script", "python", "sql", "own field"],
+)
+def test_relay__serves_those_that_come_after_the_first(
+    make_tenant: MakeTenant, code: Code, observer: Observer, second: Any
 ) -> None:
-    code(m2=TOTAL)
+    code(m2=second)
     tenants = standing_at_first(make_tenant, 5)
     observer.look_at(*tenants)
     seen = [served(observer, tenant) for tenant in tenants]
-    assert [each.is_relayed for each in seen] == [False, False, True, True, True]
-    assert len({each.pid for each in seen}) == 3
-    assert len({each.pid for each in seen[2:]}) == 1
+    assert [each.is_relayed for each in seen] == [False, True, True, True, True]
+    assert len({each.pid for each in seen[1:]}) == 1
 
 
 def test_relay__is_the_tenants_while_it_serves(scripted: Scripted, observer: Observer) -> None:
@@ -295,10 +316,6 @@ def test_relay__has_each_time_the_settings_of_a_new_session(
         tenant.database = "shop"
 
 
-class Money(models.IntegerField):
-    """Somebody's own: what it is in the database might be decided for each tenant."""
-
-
 def set_mark(apps: Any, editor: Any) -> None:
     editor.execute("SELECT set_config('small_app.mark', 'by a migration', false)")
 
@@ -308,10 +325,9 @@ def set_mark(apps: Any, editor: Any) -> None:
     [
         migration("m3", migrations.RunPython(set_mark), after="m2"),
         migration("m3", migrations.RunSQL("SET small_app.mark = 'by a migration'"), after="m2"),
-        migration("m3", migrations.AddField("Order", "price", Money(null=True)), after="m2"),
         migration("m3", add_field("size"), after="m2", atomic=False),
     ],
-    ids=["python", "sql", "own field", "not atomic"],
+    ids=["python", "sql", "not atomic"],
 )
 def test_own_session__for_what_could_leave_something(scripted: Scripted, observer: Observer, third: Any) -> None:
     tenants = scripted(6, m3=third)
@@ -348,31 +364,41 @@ def test_own_session__for_a_plan_backwards(scripted: Scripted, observer: Observe
     assert all(served(observer, tenant).is_relayed for tenant in tenants)
 
 
-def test_own_session__for_another_version_of_the_server(scripted: Scripted, observer: Observer) -> None:
+def test_script__is_not_sent_to_another_version_of_the_server(scripted: Scripted) -> None:
     tenants = scripted(4)
     for scripts in rehearsal._scripts.values():
         for version in list(scripts):
             scripts[version - 10000] = scripts.pop(version)
     for each in rehearsal._rehearsals.values():
         each._agreed.clear()
-    # Two of that version have to agree anew.
-    assert [served(observer, tenant).is_relayed for tenant in tenants] == [False, True, True, True]
+    written = []
+    for tenant in tenants:
+        with schema_editors() as found:
+            assert migrate(tenant).state == "succeeded"
+        written.append(bool(found))
+    # Another one of that version has to agree first.
+    assert written == [True, False, False, False]
 
 
 @pytest.mark.parametrize("signal", [pre_migrate, post_migrate])
-def test_own_session__where_somebody_else_is_told(scripted: Scripted, observer: Observer, signal: Any) -> None:
+def test_script__is_not_sent_where_somebody_else_is_told(scripted: Scripted, observer: Observer, signal: Any) -> None:
     told: list[Any] = []
 
     def hear(**values: Any) -> None:
-        told.append(values["app_config"].label)
+        told.append((values["app_config"].label, connection.settings_dict is served_by()))
+
+    def served_by() -> Any:
+        return connections["default"].settings_dict
 
     tenants = scripted(3)
+    connection = connections["default"]
     signal.connect(hear)
     try:
-        assert not any(served(observer, tenant).is_relayed for tenant in tenants[:2])
+        assert all(served(observer, tenant).is_relayed for tenant in tenants[:2])
     finally:
         signal.disconnect(hear)
-    assert told == ["orders", "orders"]
+    # By way of the tenant's session, not of the control plane's.
+    assert told == [("orders", False)] * 2
     assert served(observer, tenants[2]).is_relayed
 
 
@@ -458,8 +484,8 @@ def test_relay__is_with_one_server(scripted: Scripted, shop: dict[str, Any], set
     pids = []
     for tenant in (first, third, second):
         assert migrate(tenant).state == "succeeded"
-        pids.append(idle(tenant).connection.info.backend_pid)
-        assert idle(tenant).settings_dict["NAME"] == catalog.tenant_dsn(tenant)["dbname"]
+        pids.append(idle(tenant).info.backend_pid)
+        assert idle(tenant).info.dbname == catalog.tenant_dsn(tenant)["dbname"]
         assert rows(tenant) == ["0001_initial", "m2"]
     assert pids[0] == pids[2] != pids[1]
 
@@ -472,6 +498,136 @@ def test_relay__of_settings_that_have_changed_is_another(scripted: Scripted, obs
     assert [each.lock_timeout for each in (old, *new)] == ["2s", "3s", "3s"]
     assert old.pid != new[0].pid == new[1].pid
     assert wait_until(lambda: not lives(first, old.pid)) is None
+
+
+class Keeping:
+    """Python code of a migration that does something with its connection, for the first tenant that is served so."""
+
+    def __init__(self, act: Callable[[DatabaseWrapper], Any]) -> None:
+        self.act = act
+        self.of: Tenant | None = None
+        self.kept: Any = None
+        self.found: list[Any] = []
+
+    def __call__(self, apps: Any, editor: Any) -> None:
+        connection = editor.connection
+        raw = connection.connection
+        self.found.append(
+            (raw.cursor_factory, raw.readonly, len(connection.execute_wrappers), sorted(raw.string_types))
+        )
+        if self.of is not None and self.of.schema_name in connection.settings_dict["NAME"] + self._path(connection):
+            self.kept = self.act(connection)
+
+    def _path(self, connection: DatabaseWrapper) -> str:
+        [(path,)] = ask(connection, "SHOW search_path")
+        return str(path)
+
+
+def keep_cursor(connection: DatabaseWrapper) -> Any:
+    return connection.connection.cursor()
+
+
+def keep_connection(connection: DatabaseWrapper) -> Any:
+    return connection
+
+
+def make_factory(connection: DatabaseWrapper) -> Any:
+    connection.connection.cursor_factory = DictCursor
+
+
+def register_type(connection: DatabaseWrapper) -> Any:
+    extensions.register_type(extensions.new_type((600,), "POINT", lambda value, cursor: value), connection.connection)
+
+
+def wrap_statements(connection: DatabaseWrapper) -> Any:
+    connection.execute_wrappers.append(lambda execute, *given: execute(*given))
+
+
+@pytest.mark.parametrize("act", [keep_cursor, keep_connection, make_factory, register_type, wrap_statements])
+def test_code__leaves_nothing_in_the_connection_of_the_next_tenant(
+    make_tenant: MakeTenant, code: Code, observer: Observer, act: Callable[[DatabaseWrapper], Any]
+) -> None:
+    keeping = Keeping(act)
+    code(m2=migration("m2", migrations.RunPython(keeping)))
+    tenants = standing_at_first(make_tenant, 4)
+    keeping.of = tenants[1]
+    observer.look_at(*tenants)
+    seen = [served(observer, tenant) for tenant in tenants]
+    assert [each.is_relayed for each in seen] == [False, True, True, True]
+    assert keeping.found == [keeping.found[0]] * 4
+    if keeping.kept is not None:
+        speak = keeping.kept.execute if act is keep_cursor else partial(ask, keeping.kept)
+        with pytest.raises((psycopg2.InterfaceError, ServerUnreachable)):
+            speak("SELECT 1")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "SET work_mem = '7MB'",
+        "UPDATE orders_order SET number = '7'; SET LOCAL small_app.mark = 'here'",
+        "-- For this once.\nreset search_path",
+        "SELECT set_config('small_app.mark', 'here', false)",
+        "DO $$ BEGIN SET work_mem = '7MB'; END $$",
+        "DO $$ BEGIN IF true THEN\n  RESET work_mem; END IF; END $$",
+        "LISTEN orders",
+    ],
+)
+def test_own_session__where_a_statement_may_leave_something(
+    make_tenant: MakeTenant, code: Code, observer: Observer, text: str
+) -> None:
+    code(m2=migration("m2", migrations.RunSQL(text)))
+    tenants = standing_at_first(make_tenant, 3)
+    observer.look_at(*tenants)
+    assert not any(served(observer, tenant).is_relayed for tenant in tenants)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "UPDATE orders_order SET number = '7'",
+        "UPDATE orders_order\nSET number = '7'",
+        "ALTER TABLE orders_order ALTER number SET DEFAULT ''",
+        "SET CONSTRAINTS ALL IMMEDIATE",
+    ],
+)
+def test_relay__for_statements_that_only_look_so(
+    make_tenant: MakeTenant, code: Code, observer: Observer, text: str
+) -> None:
+    code(m2=migration("m2", migrations.RunSQL(text)))
+    tenants = standing_at_first(make_tenant, 3)
+    observer.look_at(*tenants)
+    assert [served(observer, tenant).is_relayed for tenant in tenants] == [False, True, True]
+
+
+def test_own_session__once_the_code_of_one_tenant_has_set_something(
+    make_tenant: MakeTenant, code: Code, observer: Observer
+) -> None:
+    def set_for_one(apps: Any, editor: Any) -> None:
+        if apps.get_model("orders", "Order").objects.exists():
+            set_mark(apps, editor)
+
+    code(m2=migration("m2", migrations.RunPython(set_for_one)))
+    tenants = standing_at_first(make_tenant, 4)
+    observer.look_at(*tenants)
+    query(tenants[2], "INSERT INTO orders_order (number, changed_at) VALUES ('a', now()) RETURNING 1")
+    seen = [served(observer, tenant) for tenant in tenants]
+    assert [each.is_relayed for each in seen] == [False, True, True, False]
+    assert [each.mark for each in seen] == ["", "", "by a migration", ""]
+
+
+def test_code__that_fails_does_so_for_its_tenant_alone(make_tenant: MakeTenant, code: Code, observer: Observer) -> None:
+    def refuse_rows(apps: Any, editor: Any) -> None:
+        editor.execute("CREATE TEMP TABLE left_behind ()")
+        assert not apps.get_model("orders", "Order").objects.exists(), "There are orders."
+
+    code(m2=migration("m2", migrations.RunPython(refuse_rows)))
+    tenants = standing_at_first(make_tenant, 5)
+    observer.look_at(*tenants)
+    query(tenants[2], "INSERT INTO orders_order (number, changed_at) VALUES ('a', now()) RETURNING 1")
+    assert [migrate(tenant).state for tenant in tenants] == [*["succeeded"] * 2, "failed", *["succeeded"] * 2]
+    assert [each.is_relayed for each in observer.seen()] == [False, True, True, True]
+    assert rows(tenants[2]) == ["0001_initial"]
 
 
 def lives(tenant: Tenant, pid: int) -> bool:
@@ -504,6 +660,16 @@ def test_relay__is_replaced_after_so_many_tenants(
     seen = [served(observer, tenant) for tenant in tenants[4:]]
     assert all(each.is_relayed for each in seen)
     assert len({each.pid for each in seen}) == 1
+
+
+def test_relay__is_replaced_after_so_many_steps(
+    scripted: Scripted, observer: Observer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tenants = scripted(5)
+    relay_of(tenants[0]).close()
+    monkeypatch.setattr(relay, "STEPS", 2)
+    pids = [served(observer, tenant).pid for tenant in tenants]
+    assert pids[0] == pids[1] != pids[2] == pids[3] != pids[4]
 
 
 @contextmanager
@@ -576,25 +742,25 @@ def test_relay__that_is_ended_in_the_middle_of_a_script(
 
 def test_script__that_fails_in_its_second_statement(scripted: Scripted, observer: Observer) -> None:
     first, second, third = scripted(3, m2=migration("m2", add_field("one"), add_field("two")))
-    old = served(observer, first)
+    served(observer, first)
     query(second, "ALTER TABLE orders_order ADD COLUMN two int")
     run = migrate(second)
     assert (run.state, run.sqlstate, run.failed_step, run.attempt) == ("failed", "42701", "orders.m2", 1)
     assert [step.state for step in run.steps.all()] == ["failed"]
     assert rows(second) == ["0001_initial"]
     assert "one" not in columns(second)
-    assert served(observer, third).pid == old.pid
+    assert served(observer, third).is_relayed
 
 
 def test_script__whose_record_is_refused_leaves_nothing(scripted: Scripted, observer: Observer) -> None:
     first, second, third = scripted(3)
-    old = served(observer, first)
+    served(observer, first)
     query(second, "ALTER TABLE django_migrations ADD CHECK (name <> 'm2')")
     run = migrate(second)
     assert (run.state, run.sqlstate, run.failed_step) == ("failed", "23514", "orders.m2")
     assert rows(second) == ["0001_initial"]
     assert "total" not in columns(second)
-    assert served(observer, third).pid == old.pid
+    assert served(observer, third).is_relayed
 
 
 def test_script__whose_second_migration_fails_keeps_the_first(
@@ -610,9 +776,8 @@ def test_script__whose_second_migration_fails_keeps_the_first(
     assert rows(tenants[2]) == ["0001_initial", "m2"]
     assert run.applied_after is not None
     assert run.applied_after.keys == {("orders", "0001_initial"), ("orders", "m2")}
-    [seen] = observer.seen()
     assert migrate(tenants[3]).state == "succeeded"
-    assert {each.pid for each in observer.seen()} == {seen.pid}
+    assert all(each.is_relayed for each in observer.seen())
 
 
 def test_interrupted__while_its_script_waits(scripted: Scripted, observer: Observer, patient: None) -> None:
@@ -636,7 +801,7 @@ def test_interrupted__while_its_script_waits(scripted: Scripted, observer: Obser
     assert rows(second) == ["0001_initial"]
     assert "total" not in columns(second)
     seen = served(observer, third)
-    assert (seen.pid, len(seen.locks)) == (old.pid, 1)
+    assert (seen.is_relayed, len(seen.locks)) == (True, 1)
 
 
 def test_pooler__is_refused_before_anything_is_set_in_its_session(

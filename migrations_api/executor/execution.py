@@ -19,7 +19,7 @@ from migrations_api.executor.lock import blocker, tenant_lock
 from migrations_api.executor.migrator import TenantMigrator
 from migrations_api.executor.model_rows import forget_model_rows, model_marks
 from migrations_api.executor.outcome import End, Failure, Observer, Options, Outcome, StepResult, StopRequested
-from migrations_api.executor.rehearsal import Rehearsal, has_scripts, rehearsal_of, server_version
+from migrations_api.executor.rehearsal import Rehearsal, may_be_passed_on, rehearsal_of, server_version
 from migrations_api.executor.script import Script
 from migrations_api.executor.syncdb import sync_apps
 from migrations_api.executor.verification import (
@@ -90,10 +90,11 @@ def execute(
         plan_digest=plan_digest,
         watch=watch_of(tenant),
     )
-    relay = relay_of(tenant) if options.is_plain and has_scripts(source) else None
+    relay = relay_of(tenant) if options.is_plain and may_be_passed_on(source) else None
     if relay is not None:
         with relay.session(tenant, application_name=application_name, watch=work.watch) as connection:
-            outcome = work.say(connection)
+            outcome = work.carry_out_in_passing(connection)
+            relay.wear(steps=len(outcome.results) if outcome else 0)
         if outcome is not None:
             return outcome
     with tenant_session(tenant, application_name=application_name, watch=work.watch) as connection:
@@ -112,11 +113,13 @@ class _Work:
     plan_digest: str
     watch: Watch | None
 
-    def say(self, connection: DatabaseWrapper) -> Outcome | None:
-        """In a session that is passed on, what is known word for word; None, with nothing done, where it is not."""
+    def carry_out_in_passing(self, connection: DatabaseWrapper) -> Outcome | None:
+        """In a session that is passed on; None, with nothing done, where the tenant needs one of its own."""
         with self._locked(connection):
             rehearsal, plan, script = self._plan(connection)
-            return None if script is None else self._execute(connection, rehearsal, plan, script)
+            if script is None and not rehearsal.may_be_passed_on:
+                return None
+            return self._execute(connection, rehearsal, plan, script)
 
     def carry_out(self, connection: DatabaseWrapper) -> Outcome:
         with self._locked(connection):
@@ -211,7 +214,7 @@ class _Execution:
 
     def run(self) -> Outcome:
         signals.register_receivers()
-        with self.others:
+        with self.others, self.connection.execute_wrapper(self.rehearsal.listen):
             return self._run()
 
     def _run(self) -> Outcome:

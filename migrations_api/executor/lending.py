@@ -8,10 +8,10 @@ again.
 
 import gc
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from functools import lru_cache
-from operator import is_
+from functools import cache, lru_cache
+from operator import eq
 from typing import Any, Final
 
 from django.db.migrations.state import ProjectState, StateApps
@@ -46,7 +46,7 @@ class Lender:
             yield own
             return
         # Not kept when it ends with an exception, which holds on to what it came through.
-        lent, self._lent = self._lent or LentModels(own.apps), None
+        lent, self._lent = self._lent or LentModels(own), None
         vars(own)["apps"] = lent.apps_of_one_tenant()
         yield own
         if lent.are_as_they_were():
@@ -62,20 +62,22 @@ def is_lendable(state: ProjectState) -> bool:
 
 
 class LentModels:
-    """What can be reached from one registry, and how it stood before anybody had used it."""
+    """What can be reached from the registry of a state, and how it stood before anybody had used it."""
 
-    def __init__(self, apps: Any) -> None:
-        # It may have been asked before.
-        apps.clear_cache()
-        apps.__class__ = LentApps
-        self._apps = apps
-        self._models = apps.get_models(include_auto_created=True, include_swapped=True)
-        self._managers = [manager for model in self._models for manager in _managers(model)]
-        _fill_caches(self._models)
-        self._clear_caches()
-        self._marks = [_Mark(thing) for thing in self._things()]
-        # What rendering has left behind refers to them too.
-        gc.collect()
+    def __init__(self, state: ProjectState) -> None:
+        with _collecting_new():
+            apps: Any = state.apps
+            # It has been asked meanwhile.
+            apps.clear_cache()
+            apps.__class__ = LentApps
+            self._apps = apps
+            self._models = apps.get_models(include_auto_created=True, include_swapped=True)
+            self._managers = [manager for model in self._models for manager in _managers(model)]
+            _fill_caches(self._models)
+            self._clear_caches()
+        self._marks = [mark for thing in self._things() for mark in _marks(thing)]
+        self._now = [mark.container for mark in self._marks]
+        self._then = [mark.copy for mark in self._marks]
         self._counts = self._references()
 
     def apps_of_one_tenant(self) -> StateApps:
@@ -87,8 +89,10 @@ class LentModels:
     def are_as_they_were(self) -> bool:
         """Whether nothing in them was changed, and nobody holds on to them or to an instance or query of theirs."""
         self._clear_caches()
-        if not all(mark.stands() for mark in self._marks):
-            return False
+        if not all(map(eq, self._now, self._then)):
+            if not all(mark.stands() for mark in self._marks):
+                return False
+            self._then = [mark.copy for mark in self._marks]
         if self._references() != self._counts:
             # Instances that refer to one another are let go of only by the collector, and these are young.
             gc.collect(1)
@@ -120,37 +124,46 @@ class LentApps(StateApps):
     get_models = lru_cache(maxsize=0)(StateApps.get_models.__wrapped__)  # type: ignore[attr-defined]
 
 
-class _Mark:
-    """The attributes of something, and what is in those that are containers."""
+@contextmanager
+def _collecting_new() -> Iterator[None]:
+    """What is made and dropped inside is gone afterwards, without a look at anything older."""
+    was_enabled = gc.isenabled()
+    gc.collect(0)
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.collect(0)
+        if was_enabled:
+            gc.enable()
 
-    def __init__(self, thing: Any) -> None:
-        self._attributes = vars(thing)
-        self._names = list(self._attributes)
-        self._values = list(self._attributes.values())
-        self._filled_later = _filled_later(type(thing))
-        contained = (value for name, value in self._attributes.items() if not _is_cache(name))
-        self._containers = [(value, _contents(value)) for value in contained if isinstance(value, dict | list | set)]
+
+class _Mark:
+    """What was in a container; `may_grow` by these names, which are worked out when somebody first asks."""
+
+    def __init__(self, container: Any, *, may_grow: Container[str] = ()) -> None:
+        self.container = container
+        self.copy = container.copy()
+        self._may_grow = may_grow
 
     def stands(self) -> bool:
-        attributes = self._attributes
-        if len(attributes) < len(self._names):
+        if self.container == self.copy:
+            return True
+        if not self._may_grow or not self.copy.items() <= self.container.items():
             return False
-        if len(attributes) > len(self._names):
-            added = attributes.keys() - self._names
-            if not all(name in self._filled_later or _is_cache(name) for name in added):
-                return False
-        # What is added comes behind the others; what was taken away, or put in again, leaves another order.
-        return all(map(is_, attributes.values(), self._values)) and all(
-            _is_same(contents, _contents(container)) for container, contents in self._containers
-        )
+        if not all(name in self._may_grow or _is_cache(name) for name in self.container.keys() - self.copy.keys()):
+            return False
+        self.copy = self.container.copy()
+        return True
 
 
-def _contents(container: dict[Any, Any] | list[Any] | set[Any]) -> list[Any]:
-    return [*container, *container.values()] if isinstance(container, dict) else list(container)
-
-
-def _is_same(one: list[Any], other: list[Any]) -> bool:
-    return len(one) == len(other) and all(map(is_, one, other))
+def _marks(thing: Any) -> Iterator[_Mark]:
+    """Of its attributes, and of those of them that are containers."""
+    attributes = vars(thing)
+    yield _Mark(attributes, may_grow=_filled_later(thing))
+    for name, value in attributes.items():
+        if isinstance(value, dict | list | set) and not _is_cache(name):
+            yield _Mark(value)
 
 
 def _is_cache(name: str) -> bool:
@@ -158,10 +171,13 @@ def _is_cache(name: str) -> bool:
     return name.startswith("_") and name.endswith("_cache")
 
 
-def _filled_later(kind: type) -> frozenset[str]:
-    return frozenset(
-        name for each in kind.__mro__ for name, value in vars(each).items() if isinstance(value, cached_property)
-    )
+def _filled_later(thing: Any) -> frozenset[str]:
+    return _cached_properties(type(thing).__mro__)
+
+
+@cache
+def _cached_properties(kinds: tuple[type, ...]) -> frozenset[str]:
+    return frozenset(name for kind in kinds for name, value in vars(kind).items() if isinstance(value, cached_property))
 
 
 def _fill_caches(models: Iterable[type[Model]]) -> None:
@@ -170,7 +186,7 @@ def _fill_caches(models: Iterable[type[Model]]) -> None:
         fields = model._meta.get_fields(include_hidden=True)
         relations = [field.remote_field for field in fields if getattr(field, "remote_field", None) is not None]
         for thing in (model._meta, *fields, *relations, *vars(model).values()):
-            for name in _filled_later(type(thing)):
+            for name in _filled_later(thing):
                 # Some of them are for other kinds of the same thing.
                 with suppress(Exception):
                     getattr(thing, name)

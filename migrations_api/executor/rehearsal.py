@@ -66,6 +66,12 @@ DJANGOS: Final = SHARING - {operations.RunSQL}
 HARMLESS: Final = re.compile(r"\s*(ALTER|CREATE|DROP|COMMENT|SELECT)\b", re.IGNORECASE)
 # What a constraint is called in its own statement that old rows may break.
 UNCHECKED: Final = "NOT VALID"
+# What would stay in a session, wherever in a text a statement can begin; a transaction's own settings end with it.
+OF_SESSION: Final = re.compile(
+    r"(?:^|;|\$\w*\$|\b(?:BEGIN|THEN|ELSE|LOOP)\b)(?:\s|--[^\n]*\n|/\*.*?\*/)*"
+    r"(?:SET(?!\s+(?:CONSTRAINTS|TRANSACTION)\b)|RESET|DISCARD|LOAD|LISTEN)\b|\bset_config\s*\(",
+    re.IGNORECASE | re.DOTALL,
+)
 # How many are kept: each holds the models of a whole plan.
 KEPT: Final = 16
 
@@ -157,11 +163,32 @@ class Rehearsal:
         self._states: dict[Key, list[ProjectState]] = {}
         self._around: dict[Key, list[Around]] = {}
         self._lent = 0
+        self._speaks_of_session = False
 
     @property
     def is_over(self) -> bool:
         """Whether a tenant has gone through all of it, so that the next one can follow."""
         return all(_key(migration) in self.noted or not migration.atomic for migration, _ in self.plan.migrations)
+
+    @property
+    def may_be_passed_on(self) -> bool:
+        """Whether the next tenant may have the session of the last one.
+
+        All that was done so far in carrying it out was heard; nothing of it is known to stay in a session.
+        """
+        return (
+            not self._speaks_of_session
+            and not self.plan.backwards
+            and self.plan.then is None
+            and self.is_over
+            and all(migration.atomic for migration, _ in self.plan.migrations)
+        )
+
+    def listen(self, execute: Callable[..., Any], sql: Any, params: Any, many: bool, context: Any) -> Any:  # noqa: FBT001
+        """A wrapper for the connection's statements."""
+        if isinstance(sql, str) and OF_SESSION.search(sql):
+            self._speaks_of_session = True
+        return execute(sql, params, many, context)
 
     def knows(self, migration: Migration) -> bool:
         return _key(migration) in self.noted
@@ -388,9 +415,11 @@ def _scripts_at(place: Place) -> dict[int, Script]:
     return scripts
 
 
-def has_scripts(source: MigrationSource) -> bool:
-    """Whether there is a plan of which the next tenant may need nothing but its script."""
-    return any(scripts and there == source.fingerprint for (there, _, _), scripts in _scripts.items())
+def may_be_passed_on(source: MigrationSource) -> bool:
+    """Whether there is a plan for which the next tenant may not need a session of its own."""
+    return any(scripts and there == source.fingerprint for (there, _, _), scripts in _scripts.items()) or any(
+        each.source is source and each.may_be_passed_on for each in _rehearsals.values()
+    )
 
 
 def learned() -> list[Lesson]:
