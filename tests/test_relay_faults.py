@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import pytest
 from django.conf import settings as configured
+from django.db import migrations
 from psycopg2 import sql
 
 from migrations_api.models import MigrationRun
@@ -22,27 +23,53 @@ from tests.processes import wait_until
 from tests.proxy import Moment, Proxy, proxy
 from tests.small_app import Code, MakeTenant, add_field, migrate, migration, query, standing_at_first
 
-# What a worker says to the tenants' server of its first tenant, and of one that the session is passed on to.
-NEW, PASSED_ON = 16, 11
+
+def add_order(apps: Any, editor: Any) -> None:
+    apps.get_model("orders", "Order").objects.create(number="made")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Two migrations, and what a worker says to the tenants' server of its first tenant, and of the next one."""
+
+    last: tuple[Any, ...]
+    new: int
+    passed_on: int
+    # What each migration makes.
+    made: dict[str, set[str]]
+
+
+PLANS: Final = {
+    "script": Plan(last=(add_field("size"),), new=16, passed_on=11, made={"m2": {"one", "two"}, "m3": {"size"}}),
+    "code": Plan(
+        last=(add_field("size"), migrations.RunPython(add_order)),
+        new=24,
+        passed_on=18,
+        made={"m2": {"one", "two"}, "m3": {"size", "made"}},
+    ),
+}
 KINDS: Final[dict[str, Callable[..., Fault]]] = {
     "killed": faults.killed,
     "cut": faults.cut,
     "ended by the server": faults.ended_by_server,
     "paused": faults.paused,
 }
-CASES: Final = list(product(KINDS, Moment, range(1, NEW + PASSED_ON + 1)))
+CASES: Final = [
+    (name, kind, moment, nth)
+    for name, plan in PLANS.items()
+    for kind, moment, nth in product(KINDS, Moment, range(1, plan.new + plan.passed_on + 1))
+]
 # So that several processes can share the work.
 PARTS: Final = 4 if soak.IS_WHOLE else 1
 INJECTIONS: Final = int(soak.sized(6, len(CASES)))
 ALL: Final = ["0001_initial", "m2", "m3"]
-# What each migration makes.
-MADE: Final = {"m2": {"one", "two"}, "m3": {"size"}}
 
 
 @dataclass(kw_only=True)
 class Relayed(Case):
-    """Of an app with two migrations that are sent as they stand; `first` is the tenant that the session comes from."""
+    """Of an app with two migrations; `first` is the tenant that the session comes from."""
 
+    plan: Plan
     first: Tenant | None
 
     def start(self, **options: Any) -> None:
@@ -56,7 +83,7 @@ class Relayed(Case):
         run = MigrationRun.objects.select_related("applied_after").get(pk=self.run.pk)
         self.judged += 1
         self.states.append(run.state)
-        for text in lies(run, self.tenant):
+        for text in lies(run, self.tenant, self.plan):
             has_succeeded = run.state == RunState.SUCCEEDED
             has_failed = run.state in {RunState.FAILED, RunState.PARTIAL}
             told = faults.Lie(
@@ -86,16 +113,17 @@ def recorded(tenant: Tenant) -> list[str]:
 
 def made(tenant: Tenant) -> set[str]:
     columns = "SELECT attname FROM pg_attribute WHERE attrelid = 'orders_order'::regclass AND NOT attisdropped"
-    return {name for (name,) in query(tenant, columns)} & {"one", "two", "size"}
+    orders = "SELECT number FROM orders_order"
+    return {name for (name,) in query(tenant, f"{columns} UNION ALL {orders}")} & {"one", "two", "size", "made"}
 
 
-def lies(run: MigrationRun, tenant: Tenant) -> list[str]:
+def lies(run: MigrationRun, tenant: Tenant, plan: Plan) -> list[str]:
     """What is not so of the tenant, or is not what the run says of it."""
     rows = recorded(tenant)
     applied = set(rows) - {"0001_initial"}
     done = {step.name for step in run.steps.all() if step.state == "done"}
     after = run.applied_after.keys if run.applied_after else None
-    expected: set[str] = set().union(*(MADE[name] for name in applied))
+    expected: set[str] = set().union(*(plan.made[name] for name in applied))
     claims = {
         f"one row for each: {rows}": rows == ALL[: len(rows)],
         f"recorded is what is there: {rows}, {made(tenant)}": made(tenant) == expected,
@@ -109,6 +137,9 @@ def lies(run: MigrationRun, tenant: Tenant) -> list[str]:
     return [claim for claim, holds in claims.items() if not holds]
 
 
+Known = Callable[[int, Plan], list[Tenant]]
+
+
 @pytest.fixture
 def shop(plane: None, settings: Any) -> Iterator[Proxy]:
     settings.TENANT_MIGRATIONS = dict(faults.IMPATIENT)
@@ -117,11 +148,11 @@ def shop(plane: None, settings: Any) -> Iterator[Proxy]:
 
 
 @pytest.fixture
-def scripted(make_tenant: MakeTenant, code: Code) -> Callable[[int], list[Tenant]]:
-    """So many tenants that stand at the first migration, when two others have made a script of the rest."""
+def known(make_tenant: MakeTenant, code: Code) -> Known:
+    """So many tenants that stand at the first migration, when two others have gone through the rest."""
 
-    def make(count: int) -> list[Tenant]:
-        code(m2=migration("m2", add_field("one"), add_field("two")), m3=migration("m3", add_field("size"), after="m2"))
+    def make(count: int, plan: Plan) -> list[Tenant]:
+        code(m2=migration("m2", add_field("one"), add_field("two")), m3=migration("m3", *plan.last, after="m2"))
         tenants = standing_at_first(make_tenant, count + 2)
         assert [migrate(tenant).state for tenant in tenants[:2]] == ["succeeded"] * 2
         return tenants[2:]
@@ -129,9 +160,10 @@ def scripted(make_tenant: MakeTenant, code: Code) -> Callable[[int], list[Tenant
     return make
 
 
-def case_of(tenants: Iterator[Tenant], shop: Proxy, chance: random.Random, *, is_new: bool) -> Relayed:
+def case_of(tenants: Iterator[Tenant], shop: Proxy, plan: Plan, *, is_new: bool) -> Relayed:
     first = None if is_new else next(tenants)
-    return Relayed(tenant=next(tenants), proxy=shop, plane=shop, random=chance, boundaries={}, first=first)
+    dice = random.Random(1)  # noqa: S311 - a test's dice
+    return Relayed(tenant=next(tenants), proxy=shop, plane=shop, random=dice, boundaries={}, plan=plan, first=first)
 
 
 def advisory_locks() -> int:
@@ -160,49 +192,51 @@ def others(*tenants: Tenant) -> list[Any]:
 
 
 @pytest.mark.parametrize("is_new", [True, False])
-def test_faults__are_of_every_statement(scripted: Callable[[int], list[Tenant]], shop: Proxy, is_new: bool) -> None:
-    case = case_of(iter(scripted(2)), shop, random.Random(1), is_new=is_new)  # noqa: S311 - a test's dice
+@pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
+def test_faults__are_of_every_statement(known: Known, shop: Proxy, plan: Plan, is_new: bool) -> None:
+    case = case_of(iter(known(2, plan)), shop, plan, is_new=is_new)
     case.start()
     case.wait()
     assert case.run.state == RunState.SUCCEEDED
-    said = shop.statements[0 if is_new else NEW :]
-    assert len(said) == (NEW if is_new else PASSED_ON), said
-    # It is the session that is passed on: what it was told to be, one message for each migration, and as new again.
+    said = shop.statements[0 if is_new else plan.new :]
+    assert len(said) == (plan.new if is_new else plan.passed_on), said
+    # What it was told to be, a message for each that has no code, and as new again.
     assert sum("set_config('search_path'" in each for each in said) == 1
-    assert sum("ADD COLUMN" in each and "INSERT INTO" in each for each in said) == len(MADE)
+    assert sum("ADD COLUMN" in each and "INSERT INTO" in each for each in said) == (1 if plan is PLANS["code"] else 2)
     assert said[-1] == "DISCARD ALL"
 
 
 @pytest.mark.parametrize("is_new", [True, False])
-def test_lost__behind_the_last_migration(scripted: Callable[[int], list[Tenant]], shop: Proxy, is_new: bool) -> None:
+@pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
+def test_lost__behind_the_last_migration(known: Known, shop: Proxy, plan: Plan, is_new: bool) -> None:
     """The run that has applied them says so, though its session is lost before it could look."""
-    case = case_of(iter(scripted(2)), shop, random.Random(1), is_new=is_new)  # noqa: S311 - a test's dice
+    case = case_of(iter(known(2, plan)), shop, plan, is_new=is_new)
     assert inject(case, faults.cut("^SELECT app, name", Moment.BEFORE, nth=2 if is_new else 4)) == []
 
 
+@pytest.mark.parametrize("name", PLANS)
 @pytest.mark.parametrize("part", range(1, PARTS + 1))
 def test_faults__at_any_statement(
-    scripted: Callable[[int], list[Tenant]],
-    shop: Proxy,
-    record_property: Callable[[str, object], None],
-    part: int,
+    known: Known, shop: Proxy, record_property: Callable[[str, object], None], part: int, name: str
 ) -> None:
     seed = int(os.environ.get("FAULT_SEED") or secrets.randbelow(10**6))
-    chance, sums = random.Random(seed), Counter[str]()  # noqa: S311 - a test's dice
-    mine = CASES[part - 1 :: PARTS]
+    chance, sums, plan = random.Random(seed), Counter[str](), PLANS[name]  # noqa: S311 - a test's dice
+    cases = [each for each in CASES if each[0] == name]
+    mine = cases[part - 1 :: PARTS]
     chosen = chance.sample(mine, min(len(mine), INJECTIONS // PARTS))
-    tenants = iter(scripted(sum(1 if nth <= NEW else 2 for _, _, nth in chosen)))
+    tenants = iter(known(sum(1 if nth <= plan.new else 2 for *_, nth in chosen), plan))
     failures: list[str] = []
-    for kind, moment, nth in chosen:
-        case = case_of(tenants, shop, chance, is_new=nth <= NEW)
+    for _, kind, moment, nth in chosen:
+        case = case_of(tenants, shop, plan, is_new=nth <= plan.new)
         found = inject(case, KINDS[kind]("", moment, nth=nth))
         failures += [f"{kind}, {moment} statement {nth}: {each}" for each in found]
         sums.update(summed(case))
+    which = f"relayed {name}, part {part} of {PARTS}"
     told = (
-        (f"relayed, faults injected, part {part} of {PARTS}", f"{len(CASES)} in all", f"{sums['injected']}"),
-        (f"relayed, false successes, part {part}", "0", f"{sums['false successes']}"),
-        (f"relayed, false failures, part {part}", "0", f"{sums['false failures']}"),
-        (f"relayed, told is so, part {part}", "100 %", f"{1 - sums['lied'] / sums['judged']:.2%} of {sums['judged']}"),
+        (f"{which}: faults injected", f"{len(cases)} in all", f"{sums['injected']}"),
+        (f"{which}: false successes", "0", f"{sums['false successes']}"),
+        (f"{which}: false failures", "0", f"{sums['false failures']}"),
+        (f"{which}: told is so", "100 %", f"{1 - sums['lied'] / sums['judged']:.2%} of {sums['judged']}"),
     )
     for goal, figure, measured in told:
         soak.measured(record_property, goal, figure, measured)
