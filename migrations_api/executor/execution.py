@@ -238,10 +238,11 @@ class _Execution:
         if self.script is not None:
             self._say(self.script)
             return
-        self._carry_out(self.rehearsal)
-        if self.plan.then is not None:
-            self.migrator.loader = self.plan.then.loader
-            self._carry_out(Rehearsal(self.source, self.plan.then))
+        with signals.own_types(self.connection):
+            self._carry_out(self.rehearsal)
+            if self.plan.then is not None:
+                self.migrator.loader = self.plan.then.loader
+                self._carry_out(Rehearsal(self.source, self.plan.then))
 
     def _carry_out(self, rehearsal: Rehearsal) -> None:
         """The sequence of Django's `migrate`, signals included."""

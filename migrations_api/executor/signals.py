@@ -1,12 +1,15 @@
 """pre_migrate and post_migrate as `migrate` sends them, but only for the apps that the tenant receives."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
 from typing import Any
 
 from django.apps import AppConfig, apps
+from django.contrib.postgres.signals import get_citext_oids, get_hstore_oids, register_type_handlers
 from django.db import DEFAULT_DB_ALIAS
+from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.migrations.migration import Migration
 from django.db.migrations.state import ModelState, ProjectState, StateApps
 from django.dispatch import Signal
@@ -74,6 +77,29 @@ def final_apps(state: ProjectState) -> StateApps:
             rendered.unregister_model(*key)
     rendered.render_multiple([ModelState.from_model(apps.get_model(*key)) for key in keys])
     return rendered
+
+
+@contextmanager
+def own_types(connection: BaseDatabaseWrapper) -> Iterator[None]:
+    """Have hstore and citext, whose oids are each database's own, read as what they are in the tenant's.
+
+    Django asks `default` for them, and remembers the answer by that name; when the session was opened, that was the
+    control plane.
+    """
+    if not apps.is_installed("django.contrib.postgres"):
+        yield
+        return
+    _forget_types()
+    register_type_handlers(connection)
+    try:
+        yield
+    finally:
+        _forget_types()
+
+
+def _forget_types() -> None:
+    for remembered in (get_hstore_oids, get_citext_oids):
+        remembered.cache_clear()  # type: ignore[attr-defined]
 
 
 def clear_caches(*state_apps: Any) -> None:
