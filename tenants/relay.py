@@ -86,14 +86,12 @@ class Relay:
         """None where there is none, or it was lost since it served the last tenant."""
         if self._raw is None:
             return None
-        connection = _around(self._raw, self._settings)
         try:
-            connection.connect()
+            connection = _around(self._raw, self._settings)
             check_session(tenant, connection, writable=True, opening=opening)
         except (DatabaseError, ServerUnreachable):
             self.close()
             return None
-        connection.connect = refuse_reconnect  # type: ignore[method-assign]
         return connection
 
     def _new(self, tenant: Tenant, opening: sql.Composed) -> DatabaseWrapper:
@@ -128,10 +126,14 @@ class Relay:
 
 
 def _around(raw: Any, settings: DatabaseSettings) -> DatabaseWrapper:
-    """A connection object that has it when it connects: Django and receivers take it for a new one."""
+    """A connection object that has just connected by it, as Django and receivers of `connection_created` see it."""
     connection: Any = open_connection(settings)
     connection.isolation_level = IsolationLevel.READ_COMMITTED
     connection.get_new_connection = lambda parameters: raw
+    connection.connect()
+    # Nobody may hold on to the session by way of it.
+    del connection.get_new_connection
+    connection.connect = refuse_reconnect
     return connection  # type: ignore[no-any-return]
 
 

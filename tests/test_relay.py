@@ -1,5 +1,6 @@
 """A session that is passed on from tenant to tenant: who gets it, what is left in it, and what becomes of it."""
 
+import gc
 import json
 import tempfile
 import threading
@@ -660,6 +661,15 @@ def test_relay__is_replaced_after_so_many_tenants(
     seen = [served(observer, tenant) for tenant in tenants[4:]]
     assert all(each.is_relayed for each in seen)
     assert len({each.pid for each in seen}) == 1
+
+
+def test_relay__serves_code_until_it_is_worn_out(make_tenant: MakeTenant, code: Code, observer: Observer) -> None:
+    # What Django's own objects, which refer to each other, hold on to is let go of at any time.
+    code(m2=migration("m2", migrations.RunPython(add_rows), migrations.RunPython(lambda apps, editor: gc.collect())))
+    tenants = standing_at_first(make_tenant, 8)
+    observer.look_at(*tenants)
+    seen = [served(observer, tenant) for tenant in tenants]
+    assert len({each.pid for each in seen[1:]}) == 1
 
 
 def test_relay__is_replaced_after_so_many_steps(
