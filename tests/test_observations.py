@@ -1,4 +1,5 @@
-from collections.abc import Callable
+import socket
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -7,6 +8,7 @@ from django.utils import timezone
 
 from migrations_api.executor import Options
 from migrations_api.models import AppliedSet, MigrationRun, TenantObservation
+from migrations_api.orchestrator import fleet as fleet_reads
 from migrations_api.orchestrator import observations
 from migrations_api.orchestrator.fleet import TenantStatus, standings
 from migrations_api.orchestrator.holds import hold
@@ -75,6 +77,13 @@ def fleet(make_tenant: MakeTenant, settings: Any) -> dict[TenantStatus, str]:
         TenantStatus.UNPROVISIONED: "empty",
         TenantStatus.HELD: "held",
     }
+
+
+@pytest.fixture
+def silent_port() -> Iterator[int]:
+    """Of a server that takes connections and says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield listener.getsockname()[1]
 
 
 def by_status() -> dict[TenantStatus, str]:
@@ -168,17 +177,54 @@ def test_refresh__looks_only_at_what_is_old(plane: None) -> None:
     assert refresh() == 3
 
 
+def test_due__those_never_looked_at_come_first(plane: None) -> None:
+    old, new, _ = registered(3)
+    looked_at(new, observed_at=timezone.now() - timedelta(seconds=100))
+    looked_at(old, observed_at=timezone.now() - timedelta(seconds=200))
+    assert [tenant.pk for tenant in observations.due(60)] == ["t2", "t0", "t1"]
+
+
+def test_refresh__takes_as_many_queries_for_many_schemas_as_for_few(
+    plane: None, settings: Any, monkeypatch: Any, django_assert_num_queries: Any
+) -> None:
+    """And one session with their server, whatever one statement reads."""
+    settings.TENANT_MIGRATIONS = {"read_batch": 100}
+    homes = []
+    opened = fleet_reads.server_cursor
+    monkeypatch.setattr(fleet_reads, "server_cursor", lambda home: homes.append(home["NAME"]) or opened(home))
+    tenants = registered(450, provisioned_at=timezone.now())
+    for some in (tenants[:2], tenants):
+        homes.clear()
+        with django_assert_num_queries(1):
+            assert refresh(some) == len(some)
+        assert len(homes) == 1
+    assert set(TenantObservation.objects.values_list("error_code", flat=True)) == {"unprovisioned"}
+
+
+def test_refresh__a_silent_server_keeps_no_other_tenant_waiting(
+    make_tenant: MakeTenant, settings: Any, silent_port: int
+) -> None:
+    make_tenant("acme", Isolation.DATABASE)
+    silent = {**CLOSED, "PORT": str(silent_port)}
+    settings.TENANT_DATABASES = {**settings.TENANT_DATABASES, "silent": silent}
+    settings.TENANT_MIGRATIONS = {"connect_timeout": 2}
+    registered(1, database="silent")
+    found = fleet_reads.looks(Tenant.objects.order_by("-pk"))
+    assert next(found).seen.keys() == {"acme"}
+    assert next(found).seen["t0"].error is not None
+
+
 def test_refresh__a_slow_look_does_not_replace_a_newer_one(make_tenant: MakeTenant, monkeypatch: Any) -> None:
     """A run that ends while its tenant is being looked at knows better."""
     tenant = make_tenant()
-    read = observations.observe
+    read = observations.looks
 
     def overtaken(tenants: list[Tenant]) -> Any:
-        seen = read(tenants)
+        seen = list(read(tenants))
         migrate(tenant)
         return seen
 
-    monkeypatch.setattr(observations, "observe", overtaken)
+    monkeypatch.setattr(observations, "looks", overtaken)
     refresh()
 
     assert by_status() == {TenantStatus.UP_TO_DATE: "acme"}
@@ -186,14 +232,14 @@ def test_refresh__a_slow_look_does_not_replace_a_newer_one(make_tenant: MakeTena
 
 def test_refresh__a_tenant_forgotten_meanwhile_spoils_nothing(plane: None, monkeypatch: Any) -> None:
     registered(2)
-    read = observations.observe
+    read = observations.looks
 
     def forgetful(tenants: list[Tenant]) -> Any:
-        seen = read(tenants)
+        seen = list(read(tenants))
         Tenant.objects.filter(pk="t0").delete()
         return seen
 
-    monkeypatch.setattr(observations, "observe", forgetful)
+    monkeypatch.setattr(observations, "looks", forgetful)
     refresh()
 
     assert list(TenantObservation.objects.values_list("pk", flat=True)) == ["t1"]

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -10,6 +10,7 @@ from typing import Final
 
 from django.db.backends.utils import CursorWrapper
 from django.db.models import Exists, OuterRef
+from django.utils import timezone
 from psycopg2 import sql
 from psycopg2.extensions import STRINGARRAY
 
@@ -76,6 +77,14 @@ class Observation:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Look:
+    """What was read of some tenants by one session, by tenant id, and since when."""
+
+    began: datetime
+    seen: dict[str, Observation]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Standing:
     """One tenant against the code: `detail` says why where there is no plan, or no good one."""
 
@@ -117,24 +126,30 @@ def status_of(tenant: Tenant, otherwise: TenantStatus) -> TenantStatus:
 
 def observe(tenants: Iterable[Tenant]) -> dict[str, Observation]:
     """Read what each tenant has applied, by tenant id; creates nothing, and an unreachable tenant is no error."""
+    return {tenant_id: seen for look in looks(tenants) for tenant_id, seen in look.seen.items()}
+
+
+def looks(tenants: Iterable[Tenant]) -> Iterator[Look]:
+    """observe() part by part, as they come in: a server that says nothing holds up none of the others."""
     groups: defaultdict[str, list[Tenant]] = defaultdict(list)
     settings: dict[str, DatabaseSettings] = {}
-    found: dict[str, Observation] = {}
+    unread: dict[str, Observation] = {}
     for tenant in tenants:
         try:
             refuse_control_plane(tenant)
             home = backend_for(tenant).connection_settings(tenant)
         except ServiceError as error:
-            found[tenant.tenant_id] = Observation(error=error)
+            unread[tenant.tenant_id] = Observation(error=error)
             continue
         key = repr(sorted((name, str(home.get(name))) for name in ("HOST", "PORT", "NAME", "USER", "OPTIONS")))
         settings[key] = home
         groups[key].append(tenant)
-    parts = [(settings[key], part) for key in settings for part in _parts(groups[key])]
+    if unread:
+        yield Look(began=timezone.now(), seen=unread)
     with ThreadPoolExecutor(max_workers=load_conf().read_concurrency) as pool:
-        for seen in pool.map(_observe_database, *zip(*parts, strict=True)) if parts else ():
-            found |= seen
-    return found
+        parts = [(settings[key], part) for key in settings for part in _parts(groups[key])]
+        for done in as_completed([pool.submit(_observe_database, *part) for part in parts]):
+            yield done.result()
 
 
 def _parts(tenants: Sequence[Tenant]) -> Iterator[Sequence[Tenant]]:
@@ -142,12 +157,13 @@ def _parts(tenants: Sequence[Tenant]) -> Iterator[Sequence[Tenant]]:
         yield tenants[start : start + AT_ONCE]
 
 
-def _observe_database(settings: DatabaseSettings, tenants: Sequence[Tenant]) -> dict[str, Observation]:
+def _observe_database(settings: DatabaseSettings, tenants: Sequence[Tenant]) -> Look:
+    began = timezone.now()
     try:
         with server_cursor(settings) as cursor:
-            return dict(_observe_schemas(cursor, tenants))
+            return Look(began=began, seen=dict(_observe_schemas(cursor, tenants)))
     except ServiceError as error:
-        return {tenant.tenant_id: Observation(error=error) for tenant in tenants}
+        return Look(began=began, seen={tenant.tenant_id: Observation(error=error) for tenant in tenants})
 
 
 def _observe_schemas(cursor: CursorWrapper, tenants: Sequence[Tenant]) -> Iterator[tuple[str, Observation]]:

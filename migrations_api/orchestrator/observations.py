@@ -4,25 +4,27 @@ What a set of applied migrations means is decided by the code that reads it, so 
 """
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import islice
-from typing import Any
+from typing import Any, Final
 
-from django.db import transaction
-from django.db.models import Count, Min, Q
+from django.db import connection
+from django.db.models import Count, F, Min, Q
 from django.utils import timezone
 
 from migrations_api.exceptions import PlanError
 from migrations_api.models import AppliedSet, TenantObservation
 from migrations_api.orchestrator.fleet import (
+    AT_ONCE,
+    Look,
     Observation,
     Place,
     Standing,
     TenantStatus,
     kind_of,
-    observe,
+    looks,
     place_of,
     status_of,
     try_plan,
@@ -36,6 +38,24 @@ from tenants.models import Isolation, Tenant
 NOT_YET = "Not looked at yet."
 MAX_PLACES = 4096
 
+# So many tenants are held in memory at a time; their schemas are read by a few sessions side by side.
+TOGETHER: Final = 4 * AT_ONCE
+# The lock keeps a tenant from being forgotten in between; in the order of the ids, two that store do not wait for each
+# other crosswise.
+STORE: Final = f"""
+    INSERT INTO "{TenantObservation._meta.db_table}" AS stored
+           (tenant_id, applied_id, partial, error_code, detail, observed_at)
+    SELECT there.tenant_id, seen.applied, coalesce(%(partial)s, false), seen.code, seen.detail, %(at)s
+      FROM unnest(%(tenants)s::text[], %(applied)s::text[], %(codes)s::text[], %(details)s::text[])
+           seen (tenant, applied, code, detail)
+      JOIN "{Tenant._meta.db_table}" there ON there.tenant_id = seen.tenant
+     ORDER BY there.tenant_id FOR KEY SHARE OF there
+    ON CONFLICT (tenant_id) DO UPDATE
+       SET applied_id = excluded.applied_id, partial = coalesce(%(partial)s, stored.partial),
+           error_code = excluded.error_code, detail = excluded.detail, observed_at = excluded.observed_at
+     WHERE stored.observed_at <= excluded.observed_at
+"""  # noqa: S608 - names of our own tables
+
 Spot = tuple[str, str]  # the kind of tenant and the fingerprint of what it has applied
 _places: dict[tuple[SourceKey, str], Place] = {}
 
@@ -46,17 +66,29 @@ def refresh(tenants: Iterable[Tenant] | None = None, *, older_than: float | None
     With `older_than`, only at those whose picture is older than so many seconds.
     """
     chosen = iter(due(older_than).iterator(chunk_size=1000) if tenants is None else tenants)
-    size, looked = load_conf().read_batch, 0
-    while batch := list(islice(chosen, size)):
-        began = timezone.now()
-        _store([_row(tenant_id, seen, began) for tenant_id, seen in observe(batch).items()])
+    looked = 0
+    while batch := list(islice(chosen, TOGETHER)):
+        for look in _gathered(looks(batch)):
+            _store(look.seen, look.began)
         looked += len(batch)
     return looked
 
 
+def _gathered(found: Iterable[Look]) -> Iterator[Look]:
+    """As they come in, but no statement for each: a database of its own is a look of its own."""
+    began, seen = timezone.now(), dict[str, Observation]()
+    for look in found:
+        began, seen = min(began, look.began) if seen else look.began, seen | look.seen
+        if len(seen) >= load_conf().read_batch:
+            yield Look(began=began, seen=seen)
+            seen = {}
+    if seen:
+        yield Look(began=began, seen=seen)
+
+
 def due(older_than: float | None) -> Any:
     """The tenants whose picture is older than so many seconds, those never looked at first."""
-    tenants = Tenant.objects.order_by("observation__observed_at", "pk")
+    tenants = Tenant.objects.order_by(F("observation__observed_at").asc(nulls_first=True), "pk")
     if older_than is None:
         return tenants
     limit = timezone.now() - timedelta(seconds=older_than)
@@ -65,42 +97,28 @@ def due(older_than: float | None) -> Any:
 
 def after_run(tenant_id: str, applied: Applied, *, partial: bool) -> None:
     """Store what a run that has ended left behind."""
-    row = TenantObservation(
-        tenant_id=tenant_id, applied_id=AppliedSet.store(applied), partial=partial, observed_at=timezone.now()
+    _store({tenant_id: Observation(applied=applied)}, timezone.now(), partial=partial)
+
+
+def _store(seen: Mapping[str, Observation], at: datetime, *, partial: bool | None = None) -> None:
+    """Keep each look unless a newer one is stored or the tenant is gone; None leaves what was known of `partial`."""
+    names = {each.applied: fingerprint(each.applied) for each in seen.values() if each.applied is not None}
+    errors = [each.error for each in seen.values()]
+    # Before anything refers to them, and committed: whoever has to wait for a set must not wait for tenants as well.
+    AppliedSet.objects.bulk_create(
+        [AppliedSet(fingerprint=name, migrations=sorted(map(list, applied))) for applied, name in names.items()],
+        ignore_conflicts=True,
     )
-    _store([row], "partial")
-
-
-def _row(tenant_id: str, seen: Observation, at: datetime) -> TenantObservation:
-    row = TenantObservation(tenant_id=tenant_id, observed_at=at)
-    if seen.applied is not None:
-        row.applied = AppliedSet(fingerprint=fingerprint(seen.applied), migrations=sorted(map(list, seen.applied)))
-    elif seen.error is not None:
-        row.error_code, row.detail = seen.error.code, seen.error.message[:500]
-    return row
-
-
-def _store(rows: Sequence[TenantObservation], *more_fields: str) -> None:
-    """Keep each row unless a newer look is stored or the tenant is gone."""
-    sets = {row.applied_id: row.applied for row in rows if row.applied_id and "applied" in row._state.fields_cache}
-    with transaction.atomic():
-        AppliedSet.objects.bulk_create([each for each in sets.values() if each], ignore_conflicts=True)
-        ids = [row.tenant_id for row in rows]
-        # Under this lock a slow look cannot come between a newer one's check and its write.
-        present = Tenant.objects.select_for_update(no_key=True).filter(pk__in=ids).order_by("pk")
-        there = set(present.values_list("pk", flat=True))
-        stored = dict(TenantObservation.objects.filter(pk__in=ids).values_list("pk", "observed_at"))
-        TenantObservation.objects.bulk_create(
-            [
-                row
-                for row in rows
-                if row.tenant_id in there and not (row.pk in stored and stored[row.pk] > row.observed_at)
-            ],
-            batch_size=1000,
-            update_conflicts=True,
-            unique_fields=["tenant"],
-            update_fields=["applied", "error_code", "detail", "observed_at", *more_fields],
-        )
+    values: dict[str, Any] = {
+        "tenants": list(seen),
+        "applied": [None if each.applied is None else names[each.applied] for each in seen.values()],
+        "codes": [error.code if error else "" for error in errors],
+        "details": [error.message[:500] if error else "" for error in errors],
+        "partial": partial,
+        "at": at,
+    }
+    with connection.cursor() as cursor:
+        cursor.execute(STORE, values)
 
 
 def stored_standings(tenants: Iterable[Tenant]) -> dict[str, Standing]:
@@ -281,26 +299,27 @@ def fleet_plans(target: Target, *, among: Collection[str] | None = None) -> Flee
     kinds = concerned_kinds(set(Tenant.objects.order_by().values_list("isolation", flat=True).distinct()), target)
     at: dict[Spot, list[str]] = {}
     problems: list[FleetPlanProblem] = []
-    # Tuples: with rows of the models, most of an answer's time went into making them.
+    # Tuples: with rows of the models, most of an answer's time went into making them; then, into times.
     seen = (
         Tenant.objects.filter(Q() if among is None else Q(pk__in=among), isolation__in=kinds)
         .order_by("pk")
+        .annotate(was_provisioned=Q(provisioned_at__isnull=False))
         .values_list(
             "pk",
             "isolation",
-            "provisioned_at",
+            "was_provisioned",
             "observation__applied",
             "observation__error_code",
             "observation__detail",
         )
     )
-    for tenant_id, isolation, provisioned_at, applied, error_code, detail in seen.iterator(chunk_size=2000):
+    for tenant_id, isolation, was_provisioned, applied, error_code, detail in seen.iterator(chunk_size=2000):
         if applied is not None:
             at.setdefault((kind_of(isolation), applied), []).append(tenant_id)
         elif error_code is not None:
             problems.append(FleetPlanProblem(tenant_id=tenant_id, code=error_code, detail=detail))
         else:
-            code = _unseen_status("", was_provisioned=provisioned_at is not None)
+            code = _unseen_status("", was_provisioned=was_provisioned)
             problems.append(FleetPlanProblem(tenant_id=tenant_id, code=code, detail=NOT_YET))
     groups = []
     sets = AppliedSet.objects.in_bulk({name for _, name in at})
