@@ -1,11 +1,11 @@
-"""python -m benchmarks fleet | peers | reads | rollouts | protocol | template, each with --help.
+"""python -m benchmarks fleet | large | memory | peers | reads | rollouts | protocol | template, each with --help.
 
 Prints speeds and asserts none.
 """
 
 import argparse
 
-from benchmarks import fleet, protocol, reads, rollouts, template
+from benchmarks import fleet, large, memory, protocol, reads, rollouts, template
 from benchmarks.peers import comparison
 from benchmarks.peers.tools import TOOLS
 
@@ -16,6 +16,14 @@ def main() -> None:
     of_fleet = benchmarks.add_parser("fleet", help=fleet.__doc__.splitlines()[0], description=fleet.__doc__)
     of_fleet.add_argument("--tenants", type=int, default=200)
     of_fleet.set_defaults(measure=fleet.measure)
+    of_large = benchmarks.add_parser("large", help=large.__doc__.splitlines()[0], description=large.__doc__)
+    of_large.add_argument("--tenants", type=int, default=10_000)
+    of_large.add_argument("--answers", type=int, default=50, help="How often each question is asked from cache.")
+    of_large.add_argument("--rounds", type=int, default=3, help="How often each command is started; the median counts.")
+    of_large.set_defaults(measure=large.measure)
+    of_memory = benchmarks.add_parser("memory", help=memory.__doc__.splitlines()[0], description=memory.__doc__)
+    of_memory.add_argument("--tenants", type=int, default=1000)
+    of_memory.set_defaults(measure=memory.measure)
     add_peers(benchmarks.add_parser("peers", help=comparison.__doc__.splitlines()[0], description=comparison.__doc__))
     of_reads = benchmarks.add_parser("reads", help=reads.__doc__.splitlines()[0], description=reads.__doc__)
     of_reads.add_argument("--tenants", type=int, default=10_000)

@@ -2,16 +2,18 @@
 
 On an embedded server of its own: a loop of stock `migrate` over some schemas, then `migratealltenants` with each
 executor over the whole fleet, from zero and with nothing to do; each over a few tenants first. Prints milliseconds per
-tenant of whole processes, ratios to the loop, and the resident memory of the largest process at each quarter of the
-fleet.
+tenant of whole processes, ratios to the loop, and the resident memory of the largest worker, or of a process without
+workers, in each quarter of the fleet.
 """
 
 import os
+import re
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from benchmarks.bytecode import compiled_in
@@ -19,6 +21,8 @@ from service.embedded_postgres import EmbeddedPostgres
 
 ROOT = Path(__file__).resolve().parent.parent
 FEW = 2  # tenants of what is run only to be compiled
+QUARTERS = 4
+SAMPLES = 80  # of its memory, in one run
 LOOP = 10  # schemas of the loop; its cost per schema does not depend on their number
 EXECUTORS = ("sequential", "parallel")
 APPS = ["examples.shop.users", "examples.shop.products", "examples.shop.orders"]
@@ -76,31 +80,38 @@ def _costs(
     )
     subprocess.run([*manage, "shell", "-v0", "-c", create], cwd=ROOT, env=environment, check=True)
     for case in ("from zero", "nothing to do"):
-        yield case, *_measure([*manage, "migratealltenants", f"--executor={executor}"], environment, tenants)
+        yield case, *migrate([*manage, "migratealltenants", f"--executor={executor}"], environment, tenants)
 
 
-def _measure(command: list[str], environment: dict[str, str], tenants: int) -> tuple[float, list[int]]:
-    """Milliseconds per tenant, and MiB of the largest process after each quarter of the fleet."""
+def migrate(command: list[str], environment: Mapping[str, str], tenants: int) -> tuple[float, list[int]]:
+    """Milliseconds per tenant, and MiB of the largest worker, at its most in each quarter of the fleet.
+
+    Without workers, it is the process itself.
+    """
     started = time.monotonic()
-    memory: list[int] = []
+    memory: list[int] = [0] * QUARTERS
     done = 0
     with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         for line in process.stdout:
             if line.startswith("✓ Tenant"):
+                if done % max(tenants // SAMPLES, 1) == 0:
+                    quarter = min(done * QUARTERS // tenants, QUARTERS - 1)
+                    memory[quarter] = max(memory[quarter], _largest(process.pid))
                 done += 1
-                if done % max(tenants // 4, 1) == 0:
-                    memory.append(_largest(process.pid))
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, command)
     return (time.monotonic() - started) / tenants * 1000, memory
 
 
 def _largest(pid: int) -> int:
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return max(_resident(each) for each in [str(pid), *children])
+    workers = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return max(map(_resident, workers or [str(pid)]))
 
 
 def _resident(pid: str) -> int:
-    status = Path(f"/proc/{pid}/status").read_text()
-    return int(status.split("VmRSS:")[1].split()[0]) // 1024
+    """0 for one that has ended meanwhile."""
+    with suppress(OSError):
+        if found := re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text()):
+            return int(found[1]) // 1024
+    return 0

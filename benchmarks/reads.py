@@ -68,7 +68,7 @@ def measure(*, tenants: int, runs: int, migrated: int, clients: int, seconds: fl
             filled = json.loads(done.stdout)
             asked: dict[str, tuple[str, int]] = filled["asked"]
             urls = {name: url for name, (url, _) in asked.items()}
-            with _served(environment, Path(directory) / "log") as port:
+            with served(environment, Path(directory) / "log") as port:
                 api = Api(port=port, token=filled["token"])
                 idle = _idle(api, urls, clients, seconds)
                 busy, took = _busy(api, urls, clients)
@@ -80,12 +80,12 @@ def measure(*, tenants: int, runs: int, migrated: int, clients: int, seconds: fl
         f"{'':20}{'queries':>8}{'idle p50':>10}{'p95':>8}{'busy p50':>10}{'p95':>8}{'answers':>9}"
     )
     for name, (_, queries) in asked.items():
-        figures = "".join(f"{_at(times[name], 50):10.1f}{_at(times[name], 95):8.1f}" for times in (idle, busy))
+        figures = "".join(f"{at(times[name], 50):10.1f}{at(times[name], 95):8.1f}" for times in (idle, busy))
         print(f"{name:20}{queries:8}{figures}{len(idle[name]) + len(busy[name]):9}")
 
 
 @contextmanager
-def _served(environment: Mapping[str, str], log: Path) -> Iterator[int]:
+def served(environment: Mapping[str, str], log: Path) -> Iterator[int]:
     with log.open("w") as file:
         process = subprocess.Popen(
             [sys.executable, "manage.py", "serve", "--port=0"], cwd=ROOT, env=environment, stdout=file, stderr=file
@@ -159,5 +159,5 @@ def _ask_until(api: Api, urls: Mapping[str, str], clients: int, is_over: Callabl
     return times
 
 
-def _at(times: list[float], percent: int) -> float:
+def at(times: list[float], percent: int) -> float:
     return statistics.quantiles(times, n=100, method="inclusive")[percent - 1] if len(times) > 1 else times[0]

@@ -1,0 +1,97 @@
+"""Whether a worker's memory grows with the tenants that it migrates.
+
+On an embedded server of its own: copies of one schema, each with one migration pending, are migrated by one process,
+and once more by two workers that nothing replaces. One of the migrations goes over a session that is passed on from
+tenant to tenant; the other, which runs Python, over a session for each. Prints the resident memory of the largest of
+them in each quarter of the fleet, what the last one is of the first, and all sessions that were opened.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from benchmarks.bytecode import compiled_in
+from benchmarks.fleet import ROOT, migrate
+from benchmarks.peers.databases import cursor_of, sessions
+from service.embedded_postgres import EmbeddedPostgres
+
+MANAGE = [sys.executable, "manage.py"]
+FIRST = "public_t0"
+BEFORE = [("users", "0004"), ("products", "0005"), ("orders", "0002")]
+PENDING = {"passed on": ("users", "0005"), "of its own": ("orders", "0003")}
+BACK = (
+    'DROP TABLE {home}."users_address"; ALTER TABLE {home}."orders_order" DROP COLUMN "total";'
+    " DELETE FROM {home}.django_migrations WHERE (app, left(name, 4)) IN (('users', '0005'), ('orders', '0003'))"
+)
+EXECUTORS = ("sequential", "parallel")
+# Nothing is to hide what adds up.
+SETTINGS = {"max_concurrency": 2, "tenants_per_worker": 1_000_000}
+CREATE = (
+    "from tenants.provisioning import create_tenant\n"
+    "for n in range({tenants}):\n"
+    "    create_tenant(tenant_id=f't{{n}}', name='', isolation='schema', database='shop')"
+)
+COUNTED = 0.3  # seconds after which the server has counted the sessions that ended last
+
+
+def measure(*, tenants: int) -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        server = EmbeddedPostgres(Path(directory) / "server", durable=False)
+        server.start(databases=["plane", "shop"])
+        environment = {
+            **compiled_in(Path(directory) / "bytecode"),
+            "DATABASE_URL": server.url("plane"),
+            "TENANT_DATABASE_URLS": f"shop={server.url('shop')}",
+            "TENANT_MIGRATIONS": json.dumps(SETTINGS),
+        }
+        try:
+            _prepare(server, environment, tenants)
+            print(f"{tenants:,} schema tenants, one migration pending, {os.cpu_count()} processors; MiB")
+            for executor in EXECUTORS:
+                for session, target in PENDING.items():
+                    print(f"  {f'{executor}, session {session}':34}", end="", flush=True)
+                    command = [*MANAGE, "migratealltenants", *target, f"--executor={executor}", "--no-input"]
+                    _tell(server, environment, command, tenants)
+                _take_back(server, tenants)
+        finally:
+            server.destroy()
+
+
+def _prepare(server: EmbeddedPostgres, environment: Mapping[str, str], tenants: int) -> None:
+    def run(*arguments: str) -> None:
+        subprocess.run([*MANAGE, *arguments], cwd=ROOT, env=environment, check=True, stdout=subprocess.DEVNULL)
+
+    run("migrate", "-v0")
+    run("shell", "-v0", "-c", CREATE.format(tenants=tenants))
+    for target in BEFORE:
+        run("migratetenant", "--tenant-id=t0", *target, "--no-input")
+    dump = [server.bin / "pg_dump", "--no-owner", "--inserts", "--quote-all-identifiers", f"--schema={FIRST}"]
+    done = subprocess.run([*dump, server.url("shop")], check=True, capture_output=True, text=True)
+    made = re.sub(r"^\\.*\n", "", done.stdout, flags=re.M)
+    with cursor_of(server, "shop") as cursor:
+        for number in range(1, tenants):
+            cursor.execute(f"DROP SCHEMA public_t{number}")
+            cursor.execute(made.replace(f'"{FIRST}"', f'"public_t{number}"'))
+        cursor.execute("RESET ALL")
+        cursor.execute("VACUUM ANALYZE")
+
+
+def _tell(server: EmbeddedPostgres, environment: Mapping[str, str], command: list[str], tenants: int) -> None:
+    before = sessions(server)
+    cost, memory = migrate(command, environment, tenants)
+    time.sleep(COUNTED)
+    opened = sessions(server) - before
+    at = ", ".join(map(str, memory))
+    print(f"{at}  {memory[-1] / memory[0]:5.2f}  {opened:6} sessions  {cost:6.1f} ms/tenant", flush=True)
+
+
+def _take_back(server: EmbeddedPostgres, tenants: int) -> None:
+    with cursor_of(server, "shop") as cursor:
+        for number in range(tenants):
+            cursor.execute(BACK.format(home=f"public_t{number}"))
