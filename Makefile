@@ -36,6 +36,8 @@ lint: $(VENV)/installed
 bench: $(VENV)/installed
 	$(RUN) -m benchmarks fleet
 	$(RUN) -m benchmarks reads
+	$(RUN) -m benchmarks large
+	$(RUN) -m benchmarks memory
 	$(RUN) -m benchmarks rollouts
 	$(RUN) -m benchmarks protocol
 	$(RUN) -m benchmarks template

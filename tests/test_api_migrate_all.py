@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from django.utils import timezone
+from django.utils.dateparse import parse_datetime
 from rest_framework.test import APIClient
 
 from migrations_api.models import AppliedSet, AuditEntry, MigrationRun, Rollout, TenantObservation
@@ -274,6 +275,7 @@ def test_dry_run__shows_waves_groups_and_limits(operator: APIClient, fleet: None
     shown = preview(operator, strategy=strategy)
     assert shown.keys() == {
         *("total", "selector", "waves", "left_out", "max_failures", "max_concurrency", "groups", "problems"),
+        "oldest_observation",
     }
     assert waves_of(shown) == {0: ["shared"], 1: ["a1"], 2: ["a2", "a3"], 3: ["a4", "b1"]}
     assert [wave["tenant_count"] for wave in shown["waves"]] == [1, 1, 2, 2]
@@ -284,6 +286,8 @@ def test_dry_run__shows_waves_groups_and_limits(operator: APIClient, fleet: None
     assert {problem["tenant_id"]: problem["code"] for problem in shown["problems"]} == dict.fromkeys(
         ("a3", "a4", "b1", "shared"), "unprovisioned"
     )
+    oldest = TenantObservation.objects.earliest("observed_at")
+    assert parse_datetime(shown["oldest_observation"]) == oldest.observed_at
 
 
 def test_dry_run__is_what_is_then_asked_for(operator: APIClient, fleet: None) -> None:

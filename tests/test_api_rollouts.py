@@ -3,6 +3,7 @@ from typing import Any
 
 import pytest
 from django.utils import timezone
+from django.utils.dateparse import parse_datetime
 from rest_framework.test import APIClient
 
 from migrations_api.models import AppliedSet, MigrationRun, Rollout, TenantObservation
@@ -132,7 +133,7 @@ def test_fleet__how_many_stand_where(viewer: APIClient) -> None:
 def test_fleet__of_nobody(viewer: APIClient) -> None:
     body = viewer.get("/fleet").json()
     assert (body["total"], body["oldest_observation"], set(body["by_status"].values())) == (0, None, {0})
-    assert viewer.get("/tenants/plan").json() == {"groups": [], "problems": []}
+    assert viewer.get("/tenants/plan").json() == {"groups": [], "problems": [], "oldest_observation": None}
 
 
 def test_fleet_plan__one_plan_for_each_starting_state(viewer: APIClient) -> None:
@@ -145,6 +146,8 @@ def test_fleet_plan__one_plan_for_each_starting_state(viewer: APIClient) -> None
     groups = [(group["tenant_count"], group["tenant_ids"], len(group["plan"]["steps"])) for group in body["groups"]]
     assert groups == [(2, ["a1", "a2"], 15), (1, ["b1"], 0)]
     assert body["problems"] == [{"tenant_id": "c1", "code": "unprovisioned", "detail": "Not looked at yet."}]
+    oldest = TenantObservation.objects.earliest("observed_at")
+    assert parse_datetime(body["oldest_observation"]) == oldest.observed_at
 
 
 def test_fleet_plan__target(viewer: APIClient) -> None:

@@ -285,10 +285,14 @@ class FleetPlanProblem:
 
 @dataclass(frozen=True, kw_only=True)
 class FleetPlan:
-    """One plan per starting state, with the tenants that stand there; and those for which there is none."""
+    """One plan per starting state, with the tenants that stand there; and those for which there is none.
+
+    All of it is as old as `oldest_observation` says, the look longest ago; None where there was none.
+    """
 
     groups: list[FleetPlanGroup]
     problems: list[FleetPlanProblem]
+    oldest_observation: datetime | None
 
 
 def fleet_plans(target: Target, *, among: Collection[str] | None = None) -> FleetPlan:
@@ -299,10 +303,10 @@ def fleet_plans(target: Target, *, among: Collection[str] | None = None) -> Flee
     kinds = concerned_kinds(set(Tenant.objects.order_by().values_list("isolation", flat=True).distinct()), target)
     at: dict[Spot, list[str]] = {}
     problems: list[FleetPlanProblem] = []
-    # Tuples: with rows of the models, most of an answer's time went into making them; then, into times.
+    tenants = Tenant.objects.filter(Q() if among is None else Q(pk__in=among), isolation__in=kinds)
+    # Tuples without times: with rows of the models, most of an answer's time went into making them.
     seen = (
-        Tenant.objects.filter(Q() if among is None else Q(pk__in=among), isolation__in=kinds)
-        .order_by("pk")
+        tenants.order_by("pk")
         .annotate(was_provisioned=Q(provisioned_at__isnull=False))
         .values_list(
             "pk",
@@ -329,7 +333,11 @@ def fleet_plans(target: Target, *, among: Collection[str] | None = None) -> Flee
             problems += _plan_problems(plan, tenant_ids)
         else:
             groups.append(FleetPlanGroup(plan=plan, tenant_ids=tenant_ids))
-    return FleetPlan(groups=sorted(groups, key=lambda group: -group.tenant_count), problems=problems)
+    return FleetPlan(
+        groups=sorted(groups, key=lambda group: -group.tenant_count),
+        problems=problems,
+        oldest_observation=tenants.aggregate(oldest=Min("observation__observed_at"))["oldest"],
+    )
 
 
 def fleet_plans_of(goals: Iterable[tuple[Tenant, Target]]) -> FleetPlan:
@@ -349,11 +357,14 @@ def fleet_plans_of(goals: Iterable[tuple[Tenant, Target]]) -> FleetPlan:
         name = row.applied.fingerprint
         sets.setdefault(name, row.applied.keys)
         groups.setdefault(((kind_of(tenant.isolation), name), goal), []).append(tenant.pk)
-    return _planned({key: (sets[key[0][1]], ids) for key, ids in groups.items()}, problems)
+    oldest = min((row.observed_at for row in seen.values()), default=None)
+    return _planned({key: (sets[key[0][1]], ids) for key, ids in groups.items()}, problems, oldest)
 
 
 def _planned(
-    groups: Mapping[tuple[Spot, Target], tuple[Applied, list[str]]], problems: list[FleetPlanProblem]
+    groups: Mapping[tuple[Spot, Target], tuple[Applied, list[str]]],
+    problems: list[FleetPlanProblem],
+    oldest: datetime | None,
 ) -> FleetPlan:
     found = []
     for ((kind, _), goal), (applied, tenant_ids) in groups.items():
@@ -362,7 +373,8 @@ def _planned(
             problems += _plan_problems(plan, tenant_ids)
         else:
             found.append(FleetPlanGroup(plan=plan, tenant_ids=tenant_ids))
-    return FleetPlan(groups=sorted(found, key=lambda group: -group.tenant_count), problems=problems)
+    ordered = sorted(found, key=lambda group: -group.tenant_count)
+    return FleetPlan(groups=ordered, problems=problems, oldest_observation=oldest)
 
 
 def _plan_problems(error: PlanError, tenant_ids: Iterable[str]) -> Iterator[FleetPlanProblem]:

@@ -130,6 +130,11 @@ class WaitingForField(serializers.ChoiceField):
         super().__init__(choices=["bake_time", "promotion"], allow_null=True, **kwargs)
 
 
+class OldestObservationField(serializers.DateTimeField):
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(allow_null=True, help_text="When the oldest look at one of these tenants was.", **kwargs)
+
+
 class ReasonField(TextField):
     """One line, which can stand on a terminal."""
 

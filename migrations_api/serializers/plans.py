@@ -8,6 +8,7 @@ from rest_framework import serializers
 from migrations_api.executor.transcript import Transcript
 from migrations_api.plan import Plan, Step
 from migrations_api.plan.risk import RiskKind
+from migrations_api.serializers.fields import OldestObservationField
 
 RISK_KINDS = [(kind.value, kind.value) for kind in RiskKind]
 
@@ -76,3 +77,4 @@ class FleetPlanProblemSerializer(serializers.Serializer[Any]):
 class FleetPlanSerializer(serializers.Serializer[Any]):
     groups = FleetPlanGroupSerializer(many=True)
     problems = FleetPlanProblemSerializer(many=True, help_text="Tenants for which no plan can be made.")
+    oldest_observation = OldestObservationField()

@@ -14,6 +14,7 @@ from migrations_api.orchestrator.strategy import FailureMode, OnError, Promotion
 from migrations_api.serializers.fields import (
     AmountField,
     LabelsField,
+    OldestObservationField,
     SecondsField,
     StatusField,
     StrictSerializer,
@@ -217,6 +218,7 @@ class RolloutPreviewSerializer(serializers.Serializer[Any]):
     max_concurrency = serializers.IntegerField(allow_null=True, help_text="null is that of the coordinator.")
     groups = FleetPlanGroupSerializer(source="plan.groups", many=True)
     problems = FleetPlanProblemSerializer(source="plan.problems", many=True)
+    oldest_observation = OldestObservationField(source="plan.oldest_observation")
 
     @extend_schema_field(SelectorSerializer)
     def get_selector(self, preview: Any) -> Any:

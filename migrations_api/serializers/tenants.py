@@ -6,7 +6,7 @@ from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
 from migrations_api.orchestrator.fleet import TenantStatus
-from migrations_api.serializers.fields import LabelsField, StatusField
+from migrations_api.serializers.fields import LabelsField, OldestObservationField, StatusField
 from tenants.models import Tenant
 
 
@@ -92,4 +92,4 @@ class FleetSerializer(serializers.Serializer[Any]):
     by_status = StatusCountsSerializer()
     by_database = serializers.DictField(child=serializers.IntegerField())
     starting_states = serializers.IntegerField(help_text="How many different sets of applied migrations there are.")
-    oldest_observation = serializers.DateTimeField(allow_null=True)
+    oldest_observation = OldestObservationField()
