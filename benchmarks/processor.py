@@ -12,6 +12,11 @@ def processor_time(root: int) -> float:
     return time.process_time() + _of_tree(root)
 
 
+def trees_time(*roots: int) -> float:
+    """Seconds that the processes with these ids have used, with all that came from them."""
+    return sum(map(_of_tree, roots))
+
+
 def _of_tree(pid: int) -> float:
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()

@@ -3,7 +3,7 @@
 What a set of applied migrations means is decided by the code that reads it, so a deploy changes the picture at once.
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -11,7 +11,7 @@ from itertools import islice
 from typing import Any, Final
 
 from django.db import connection
-from django.db.models import Count, F, Min, Q
+from django.db.models import Aggregate, Count, F, Field, Min, Q, QuerySet
 from django.utils import timezone
 
 from migrations_api.exceptions import PlanError
@@ -301,43 +301,31 @@ def fleet_plans(target: Target, *, among: Collection[str] | None = None) -> Flee
     A target concerns only the kinds of tenants that receive its app; raises PlanError where it does not exist.
     """
     kinds = concerned_kinds(set(Tenant.objects.order_by().values_list("isolation", flat=True).distinct()), target)
-    at: dict[Spot, list[str]] = {}
-    problems: list[FleetPlanProblem] = []
     tenants = Tenant.objects.filter(Q() if among is None else Q(pk__in=among), isolation__in=kinds)
-    # Tuples without times: with rows of the models, most of an answer's time went into making them.
-    seen = (
-        tenants.order_by("pk")
-        .annotate(was_provisioned=Q(provisioned_at__isnull=False))
-        .values_list(
-            "pk",
-            "isolation",
-            "was_provisioned",
-            "observation__applied",
-            "observation__error_code",
-            "observation__detail",
-        )
-    )
-    for tenant_id, isolation, was_provisioned, applied, error_code, detail in seen.iterator(chunk_size=2000):
+    at: defaultdict[Spot, list[str]] = defaultdict(list)
+    problems: list[FleetPlanProblem] = []
+    together = list(_together(tenants))
+    for isolation, applied, error_code, detail, was_provisioned, tenant_ids, _ in together:
         if applied is not None:
-            at.setdefault((kind_of(isolation), applied), []).append(tenant_id)
-        elif error_code is not None:
-            problems.append(FleetPlanProblem(tenant_id=tenant_id, code=error_code, detail=detail))
+            at[kind_of(isolation), applied] += tenant_ids
         else:
-            code = _unseen_status("", was_provisioned=was_provisioned)
-            problems.append(FleetPlanProblem(tenant_id=tenant_id, code=code, detail=NOT_YET))
-    groups = []
+            code = error_code or _unseen_status("", was_provisioned=was_provisioned)
+            problems += _problems(code, NOT_YET if error_code is None else detail, tenant_ids)
     sets = AppliedSet.objects.in_bulk({name for _, name in at})
-    for (kind, name), tenant_ids in at.items():
-        plan = try_plan(kind, sets[name].keys, target)
-        if isinstance(plan, PlanError):
-            problems += _plan_problems(plan, tenant_ids)
-        else:
-            groups.append(FleetPlanGroup(plan=plan, tenant_ids=tenant_ids))
-    return FleetPlan(
-        groups=sorted(groups, key=lambda group: -group.tenant_count),
-        problems=problems,
-        oldest_observation=tenants.aggregate(oldest=Min("observation__observed_at"))["oldest"],
-    )
+    groups = {((kind, name), target): (sets[name].keys, sorted(ids)) for (kind, name), ids in at.items()}
+    problems.sort(key=lambda problem: problem.tenant_id)
+    return _planned(groups, problems, min((oldest for *_, oldest in together if oldest), default=None))
+
+
+def _together(tenants: QuerySet[Tenant]) -> Iterable[Any]:
+    """The tenants that nothing stored tells apart, and the oldest look at one of them.
+
+    By the server: to read a row for each took most of an answer's time.
+    """
+    same = ("isolation", "observation__applied", "observation__error_code", "observation__detail", "was_provisioned")
+    ids = Aggregate("pk", function="array_agg", output_field=Field())
+    known = tenants.order_by().annotate(was_provisioned=Q(provisioned_at__isnull=False))
+    return known.values_list(*same).annotate(ids=ids, oldest=Min("observation__observed_at"))
 
 
 def fleet_plans_of(goals: Iterable[tuple[Tenant, Target]]) -> FleetPlan:
@@ -370,13 +358,13 @@ def _planned(
     for ((kind, _), goal), (applied, tenant_ids) in groups.items():
         plan = try_plan(kind, applied, goal)
         if isinstance(plan, PlanError):
-            problems += _plan_problems(plan, tenant_ids)
+            problems += _problems(plan.code, plan.message, tenant_ids)
         else:
             found.append(FleetPlanGroup(plan=plan, tenant_ids=tenant_ids))
     ordered = sorted(found, key=lambda group: -group.tenant_count)
     return FleetPlan(groups=ordered, problems=problems, oldest_observation=oldest)
 
 
-def _plan_problems(error: PlanError, tenant_ids: Iterable[str]) -> Iterator[FleetPlanProblem]:
+def _problems(code: str, detail: str, tenant_ids: Iterable[str]) -> Iterator[FleetPlanProblem]:
     for tenant_id in tenant_ids:
-        yield FleetPlanProblem(tenant_id=tenant_id, code=error.code, detail=error.message)
+        yield FleetPlanProblem(tenant_id=tenant_id, code=code, detail=detail)
