@@ -331,22 +331,20 @@ def _together(tenants: QuerySet[Tenant]) -> Iterable[Any]:
 def fleet_plans_of(goals: Iterable[tuple[Tenant, Target]]) -> FleetPlan:
     """The plan of each tenant to a goal of its own, from the stored picture; one for all that share place and goal."""
     wanted = list(goals)
-    seen = TenantObservation.objects.select_related("applied").in_bulk([tenant.pk for tenant, _ in wanted])
-    groups: dict[tuple[Spot, Target], list[str]] = {}
-    sets: dict[str, Applied] = {}
+    seen = TenantObservation.objects.in_bulk([tenant.pk for tenant, _ in wanted])
+    sets = AppliedSet.objects.in_bulk({row.applied_id for row in seen.values() if row.applied_id is not None})
+    at: defaultdict[tuple[Spot, Target], list[str]] = defaultdict(list)
     problems: list[FleetPlanProblem] = []
     for tenant, goal in wanted:
         row = seen.get(tenant.pk)
-        if row is None or row.applied is None:
+        if row is not None and row.applied_id is not None:
+            at[(kind_of(tenant.isolation), row.applied_id), goal].append(tenant.pk)
+        else:
             code = row.error_code if row else _unseen_status("", was_provisioned=tenant.provisioned_at is not None)
-            detail = row.detail if row else NOT_YET
-            problems.append(FleetPlanProblem(tenant_id=tenant.pk, code=code, detail=detail))
-            continue
-        name = row.applied.fingerprint
-        sets.setdefault(name, row.applied.keys)
-        groups.setdefault(((kind_of(tenant.isolation), name), goal), []).append(tenant.pk)
+            problems += _problems(code, row.detail if row else NOT_YET, [tenant.pk])
+    groups = {place: (sets[place[0][1]].keys, tenant_ids) for place, tenant_ids in at.items()}
     oldest = min((row.observed_at for row in seen.values()), default=None)
-    return _planned({key: (sets[key[0][1]], ids) for key, ids in groups.items()}, problems, oldest)
+    return _planned(groups, problems, oldest)
 
 
 def _planned(
