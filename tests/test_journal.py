@@ -8,14 +8,15 @@ import pytest
 from psycopg2 import sql
 
 from migrations_api.executor.journal import SESSION, may_commit
-from migrations_api.models import MigrationRun
+from migrations_api.models import MigrationRun, RunStep
 from migrations_api.orchestrator.abandoned import settle_abandoned
+from migrations_api.orchestrator.recorder import Recorder
 from tenants.models import Tenant
 from tests import catalog, halves
 from tests.halves import BEFORE, PLACES, STEP
 from tests.processes import processes
+from tests.small_app import Code, MakeTenant, add_field, migrate, migration, standing_at_first
 
-MakeTenant = Callable[..., Tenant]
 Choose = Callable[..., None]
 
 # What makes the server refuse an operation, and what takes that away again.
@@ -159,3 +160,23 @@ def test_commits__what_is_refused_may_have_been_done_in_part(statement: str, com
 )
 def test_session__what_leaves_nothing_in_the_tenant(statement: str, of_the_session: bool) -> None:
     assert bool(SESSION.match(statement)) == of_the_session
+
+
+def test_beat__before_the_journal_tells_of_no_step(
+    make_tenant: MakeTenant, code: Code, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a step that runs and has no journal, nobody would know that nothing was sent."""
+    code(m2=migration("m2", add_field("total"), atomic=False))
+    [tenant] = standing_at_first(make_tenant, 1)
+    seen = []
+    journal = Recorder._journal
+
+    def beat_first(recorder: Recorder, step: Any, **place: int) -> None:
+        recorder.beat()
+        seen.append(RunStep.objects.filter(run=recorder.run, state="running").count())
+        journal(recorder, step, **place)
+
+    monkeypatch.setattr(Recorder, "_journal", beat_first)
+    assert migrate(tenant).state == "succeeded"
+    # Before the first one it has not begun; before the others it has.
+    assert seen[:2] == [0, 1]

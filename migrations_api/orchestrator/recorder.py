@@ -138,11 +138,12 @@ class Recorder:
         self.tell(StepFinished, file=step.file, backwards=step.backwards, faked=False, seconds=0.0)
 
     def step_started(self, step: Step) -> None:
-        self._progress.started(self._positions[step])
         with control_plane():
             if not step.atomic:
-                # First: of a step that runs and has no journal, nobody would know that nothing was sent.
+                # First: of a step that runs and has no journal, nobody would know that nothing was sent. A beat, too,
+                # tells what has started.
                 self._journal(step, operation=0, statements=0)
+            self._progress.started(self._positions[step])
             if not step.atomic or self._goes_both_ways or self._progress.is_due():
                 self._progress.write()
         self.tell(StepStarted, file=step.file, backwards=step.backwards)
