@@ -2,16 +2,18 @@
 
 import functools
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import pytest
 from django.conf import settings as configured
 from django.db import connection
+from django.db.backends.signals import connection_created
 from django.db.models.signals import post_migrate
 from django.utils import timezone
 from psycopg2 import sql
 
-from migrations_api.executor import Options, copying
+from migrations_api.executor import Options
 from migrations_api.models import MigrationRun, RequestedVia, RunStep, TenantTemplate
 from migrations_api.orchestrator import sources, templates
 from migrations_api.orchestrator.abandoned import settle_abandoned
@@ -87,6 +89,16 @@ def homes_of_templates() -> set[str]:
     return {name for name in catalog.schemas(shop_server()) | catalog.databases() if "template-" in name}
 
 
+@contextmanager
+def told_by(receiver: Callable[..., None]) -> Iterator[None]:
+    """With a receiver of post_migrate that is not Django's own."""
+    post_migrate.connect(receiver)
+    try:
+        yield
+    finally:
+        post_migrate.disconnect(receiver)
+
+
 @functools.cache
 def stock_snapshot(*apps: str) -> dict[str, Any]:
     name = f"twin{stock_snapshot.cache_info().misses}_templates_{configured.SUFFIX}"
@@ -121,6 +133,41 @@ def test_copy__leaves_what_stock_django_leaves(
     assert left(first) == expected
 
 
+def test_copy__with_a_receiver_beside_djangos_own(make_tenant: MakeTenant, settings: Any) -> None:
+    """Content types and permissions are then made by Django's own code, model by model."""
+    settings.TENANT_APPS = SHOP
+    first, second = make_tenant("acme"), make_tenant("globex")
+    assert reason(copy(first)) == ""
+
+    with told_by(lambda **_: None):
+        assert reason(copy(second)) == ""
+
+    assert left(second) == left(first)
+    assert left(second)["rows"]["auth_permission"]
+
+
+def test_copy__has_a_session_of_its_own_where_others_are_told(make_tenant: MakeTenant) -> None:
+    opened: list[str] = []
+
+    def note(connection: Any, **_: Any) -> None:
+        opened.append(connection.settings_dict["OPTIONS"].get("application_name", ""))
+
+    def of_runs() -> int:
+        return len([name for name in opened if name.startswith("tenant-migrations run=")])
+
+    tenants = [make_tenant(name) for name in ("acme", "globex", "initech")]
+    copy(tenants[0])
+    connection_created.connect(note)
+    try:
+        copy(tenants[1])
+        passed_on = of_runs()
+        with told_by(lambda **_: None):
+            copy(tenants[2])
+    finally:
+        connection_created.disconnect(note)
+    assert (passed_on, of_runs()) == (0, 1)
+
+
 def test_copy__leaves_the_records_of_a_migrated_tenant(make_tenant: MakeTenant) -> None:
     began = timezone.now()
     tenant = make_tenant()
@@ -150,11 +197,8 @@ def test_copy__tells_receivers_once_for_each_tenant(make_tenant: MakeTenant) -> 
 
     first, second = make_tenant("acme"), make_tenant("globex")
     copy(first)
-    post_migrate.connect(receive)
-    try:
+    with told_by(receive):
         copy(second)
-    finally:
-        post_migrate.disconnect(receive)
 
     steps = RunStep.objects.filter(run__tenant=second).count()
     assert told == [(label, second.schema_name, steps) for label in ("users", "products", "orders")]
@@ -471,10 +515,13 @@ def killed(run: MigrationRun) -> None:
     assert run.state == RunState.PENDING
 
 
-def test_worker__killed_after_the_copy(make_tenant: MakeTenant, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("tells_others", [False, True])
+def test_worker__killed_after_the_copy(
+    tells_others: bool, make_tenant: MakeTenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = request_copy(make_tenant())
-    with monkeypatch.context() as patched:
-        patched.setattr(copying, "_tell_receivers", kill)
+    with monkeypatch.context() as patched, told_by(kill) if tells_others else nullcontext():
+        patched.setattr(Recorder, "copied", kill)
         killed(run)
 
     run = carry_out(run.pk)
@@ -498,7 +545,7 @@ def test_worker__killed_before_the_commit(make_tenant: MakeTenant, monkeypatch: 
     assert set(run.steps.values_list("state", flat=True)) == {StepState.DONE}
 
 
-def kill(*_: Any) -> None:
+def kill(*_: Any, **__: Any) -> None:
     raise Killed
 
 

@@ -1,25 +1,30 @@
 """Make a template by migrating a home of its own, and copy it into new tenants."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import lru_cache
 
 import psycopg2
+from django.apps import AppConfig
 from django.db import Error as DjangoDatabaseError
 from django.db import transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.postgresql.base import DatabaseWrapper
-from django.db.models.signals import pre_migrate
+from django.db.migrations.state import StateApps
+from django.db.models.signals import post_migrate, pre_migrate
 
 from migrations_api.exceptions import NotCopyable, OutcomeUnknown
 from migrations_api.executor import signals
 from migrations_api.executor.execution import failure_of
 from migrations_api.executor.inventory import Inventory, differences, inventory
 from migrations_api.executor.migrator import TenantMigrator
+from migrations_api.executor.model_types import RECEIVERS, ModelTypes, model_types
 from migrations_api.executor.outcome import End, Failure, Outcome, StepResult
 from migrations_api.executor.rehearsal import Rehearsal
 from migrations_api.executor.template import Template, read_template, replay, require_exact
 from migrations_api.executor.verification import faults
-from migrations_api.plan import MigrationSource, Plan, Step, Target, make_plan
+from migrations_api.plan import Plan, Planner, Step, Target, make_plan
 from tenants.app_sets import tenant_apps
 from tenants.binding import control_plane, tenant_as_default
 from tenants.driver_errors import translated
@@ -40,17 +45,17 @@ class _Nobody:
         return False
 
 
-def migrate_original(home: Tenant, source: MigrationSource) -> tuple[Template, Inventory]:
-    """Migrate a home that is nobody's, up to where receivers of post_migrate would be told; each copy tells them.
+def migrate_original(home: Tenant, rehearsal: Rehearsal) -> tuple[Template, Inventory]:
+    """Migrate a home that is nobody's, up to where receivers of post_migrate would be told; each copy sees to that.
 
     Raises NotCopyable, and whatever a migration raises.
     """
     with _session(home) as connection:
-        plan = make_plan(source, frozenset(), Target())
-        _migrate(home, connection, plan)
+        _migrate(home, connection, make_plan(rehearsal.source, frozenset(), Target()))
         with translated():
             found = _inventory(connection, home)
-            return read_template(connection, home.schema_name, found), found
+            template = read_template(connection, home.schema_name, found)
+    return replace(template, types=_types(tenant_apps(home.isolation), rehearsal)), found
 
 
 def _migrate(home: Tenant, connection: DatabaseWrapper, plan: Plan) -> None:
@@ -97,6 +102,12 @@ def _inventory(connection: DatabaseWrapper, tenant: Tenant) -> Inventory:
     return inventory(connection, tenant.schema_name, whole_database=tenant.isolation == Isolation.DATABASE)
 
 
+def tells_others(tenant: Tenant) -> bool:
+    """Whether anybody but Django's own receivers is told once the tenant is migrated."""
+    signals.register_receivers()
+    return not signals.receivers(post_migrate, tenant_apps(tenant.isolation)) <= RECEIVERS
+
+
 def copy_into(
     tenant: Tenant,
     connection: DatabaseWrapper,
@@ -105,32 +116,43 @@ def copy_into(
     *,
     before_commit: Callable[[], None],
 ) -> Outcome:
-    """Make the template's tables in the tenant, which is empty and locked, by one transaction; then send post_migrate.
+    """Make what is in the template, in the tenant, which is empty and locked, by one transaction.
 
-    `before_commit` is called once the copy is known to be exact. Raises NotCopyable, with nothing changed and before
-    that, when it is not; and OutcomeUnknown when the session was lost in the COMMIT.
+    What Django's own receivers of post_migrate would do is done in it, if nobody else is told; otherwise the signal is
+    sent afterwards. `before_commit` is called once the copy is known to be exact. Raises NotCopyable, with nothing
+    changed and before that, when it is not; and OutcomeUnknown when the session was lost in the COMMIT.
     """
     plan = rehearsal.plan
+    types = None if tells_others(tenant) else template.types
+    failure, unvalidated = None, template.unvalidated
     with tenant_as_default(tenant, connection):
-        _copy(tenant, connection, template, before_commit)
-        failure = _tell_receivers(tenant, connection, rehearsal)
-        with translated():
-            unvalidated = faults(OwnSession(connection), tenant.schema_name).unvalidated
+        _copy(tenant, connection, template, types, before_commit)
+        if types is None:
+            with signals.own_types(connection):
+                failure = _tell_receivers(tenant, connection, rehearsal)
+            with translated():
+                unvalidated = tuple(sorted(faults(OwnSession(connection), tenant.schema_name).unvalidated))
     return Outcome(
         end=End.FAILED if failure else End.SUCCEEDED,
         before=plan.applied,
         after=frozenset((app, name) for _, app, name in template.record),
         results=tuple(StepResult(step=step, faked=False, seconds=0.0) for step in plan.steps),
-        unvalidated=tuple(sorted(unvalidated)),
+        unvalidated=unvalidated,
         failure=failure,
     )
 
 
-def _copy(tenant: Tenant, connection: DatabaseWrapper, template: Template, before_commit: Callable[[], None]) -> None:
+def _copy(
+    tenant: Tenant,
+    connection: DatabaseWrapper,
+    template: Template,
+    types: ModelTypes | None,
+    before_commit: Callable[[], None],
+) -> None:
     is_exact = False
     try:
         with transaction.atomic(using=connection.alias):
-            _make_exactly(tenant, connection, template)
+            _make_exactly(tenant, connection, template, types)
             before_commit()
             is_exact = True
     except (DjangoDatabaseError, psycopg2.Error) as error:
@@ -139,25 +161,51 @@ def _copy(tenant: Tenant, connection: DatabaseWrapper, template: Template, befor
         raise OutcomeUnknown("The session was lost in the COMMIT, and what became of it cannot be read yet.") from error
 
 
-def _make_exactly(tenant: Tenant, connection: DatabaseWrapper, template: Template) -> None:
+def _make_exactly(tenant: Tenant, connection: DatabaseWrapper, template: Template, types: ModelTypes | None) -> None:
     try:
         with translated():
             replay(connection, tenant.schema_name, template)
             require_exact(template, _inventory(connection, tenant))
+            if types is not None and types.content_types:
+                types.make(connection)
     except NotCopyable:
         raise
     except ServiceError as error:
         raise NotCopyable(f"The server refused the copy: {error.message}") from error
 
 
+def _types(configs: Sequence[AppConfig], rehearsal: Rehearsal) -> ModelTypes | None:
+    """What Django's own receivers of post_migrate make of all models; None where only they can tell."""
+    unmigrated = rehearsal.source.unmigrated_apps
+    if any(config.models_module is not None and config.label in unmigrated for config in configs):
+        # Those models are no part of what a template is known by.
+        return None
+    state_apps = _final_apps(rehearsal)
+    if "contenttype" not in state_apps.all_models["contenttypes"]:
+        return ModelTypes(content_types=(), permissions=(), tables={})
+    return model_types(state_apps, configs)
+
+
+@lru_cache(maxsize=4)
+def _final_apps(rehearsal: Rehearsal) -> StateApps:
+    """The models after the last step. Those in between, which whoever migrates needs, are never rendered."""
+    state = Planner(rehearsal.plan.loader).project_state()
+    for migration in rehearsal.order:
+        state = migration.mutate_state(state, preserve=False)
+    return signals.final_apps(state)
+
+
 def _tell_receivers(tenant: Tenant, connection: DatabaseWrapper, rehearsal: Rehearsal) -> Failure | None:
     """As for a tenant that was migrated from zero by the plan."""
-    signals.register_receivers()
-    state_apps = rehearsal.final_apps
+    state_apps = _final_apps(rehearsal)
     signals.clear_caches(state_apps)
     try:
-        has_types = rehearsal.see_to_types(connection, OwnSession(connection), tenant.schema_name)
-        rehearsal.tell_receivers(has_types=has_types)
+        signals.send(
+            post_migrate,
+            configs=tenant_apps(tenant.isolation),
+            state_apps=state_apps,
+            migrations=rehearsal.plan.migrations,
+        )
     except (Exception, SystemExit) as error:  # noqa: BLE001 - receivers are any code
         return failure_of(error)
     finally:

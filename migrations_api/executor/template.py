@@ -6,7 +6,7 @@ transaction in the new tenant. What is not covered here is missing in the copy: 
 
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Self
 
@@ -17,6 +17,9 @@ from psycopg2 import sql
 from migrations_api.exceptions import NotCopyable
 from migrations_api.executor.applied import TABLE
 from migrations_api.executor.inventory import Inventory, digest_of
+from migrations_api.executor.model_types import ModelTypes
+from migrations_api.executor.verification import faults
+from tenants.watch import OwnSession
 
 # Of rows, which are kept in the control plane.
 MAX_CHARACTERS: Final = 16_000_000
@@ -177,7 +180,11 @@ class Rows:
 
 @dataclass(frozen=True, kw_only=True)
 class Template:
-    """`record` are the rows of django_migrations but for their times, `positions` where each sequence stands."""
+    """`record` are the rows of django_migrations but for their times, `positions` where each sequence stands.
+
+    `types` is what Django's own receivers of post_migrate would add, None where only they can tell; `unvalidated` are
+    the constraints that old rows may break.
+    """
 
     tables: tuple[str, ...]
     rows: tuple[Rows, ...]
@@ -185,6 +192,8 @@ class Template:
     positions: tuple[tuple[str, int, bool], ...]
     rest: tuple[str, ...]
     inventory_digest: str
+    unvalidated: tuple[str, ...]
+    types: ModelTypes | None = None
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -193,7 +202,8 @@ class Template:
     def from_dict(cls, given: Mapping[str, Any]) -> Self:
         rows = tuple(Rows(**{**each, "columns": tuple(each["columns"])}) for each in given["rows"])
         lists = {name: tuple(map(_frozen, value)) for name, value in given.items() if isinstance(value, list)}
-        return cls(**{**given, **lists, "rows": rows})
+        types = given["types"] and ModelTypes(**given["types"])
+        return cls(**{**given, **lists, "rows": rows, "types": types})
 
 
 def _frozen(value: Any) -> Any:
@@ -225,6 +235,7 @@ def read_template(connection: DatabaseWrapper, schema: str, found: Inventory) ->
         positions=tuple((name, int(place[0]), len(place) > 1) for name, place in places),
         rest=tuple(text for part, text in statements if part >= FIRST_AFTER_ROWS),
         inventory_digest=digest_of(found),
+        unvalidated=tuple(sorted(faults(OwnSession(connection), schema).unvalidated)),
     )
 
 
@@ -273,18 +284,28 @@ def replay(connection: DatabaseWrapper, schema: str, template: Template) -> None
             cursor.copy_expert(statement, io.StringIO(rows.text))
             if cursor.rowcount != rows.count:
                 raise NotCopyable(f"Of {rows.count} rows of {rows.table}, {cursor.rowcount} were copied.")
-        record = sql.SQL(
-            "INSERT INTO {} (id, app, name, applied) SELECT *, clock_timestamp()"
-            " FROM unnest(%s::bigint[], %s::text[], %s::text[])"
-        )
-        ids, apps, names = zip(*template.record, strict=True)
-        cursor.execute(record.format(sql.Identifier(schema, TABLE)), [list(ids), list(apps), list(names)])
-        cursor.execute(
-            "SELECT setval(to_regclass(quote_ident(%s) || '.' || quote_ident(name)), place, called)"
-            " FROM unnest(%s::text[], %s::bigint[], %s::boolean[]) AS t (name, place, called)",
-            [schema, *map(list, zip(*template.positions, strict=True))],
-        )
-        cursor.execute(";\n".join(template.rest))
+        # As one message, and so without parameters.
+        cursor.execute(sql.SQL(";\n").join([*_filled_in(schema, template), *map(sql.SQL, template.rest)]))
+
+
+def _filled_in(schema: str, template: Template) -> list[sql.Composable]:
+    """The record, and where the sequences stand."""
+    record = sql.SQL(
+        "INSERT INTO {} (id, app, name, applied) SELECT *, clock_timestamp()"
+        " FROM unnest({}::bigint[], {}::text[], {}::text[])"
+    )
+    positions = sql.SQL(
+        "SELECT setval(to_regclass(quote_ident({}) || '.' || quote_ident(name)), place, called)"
+        " FROM unnest({}::text[], {}::bigint[], {}::boolean[]) AS t (name, place, called)"
+    )
+    return [
+        record.format(sql.Identifier(schema, TABLE), *_as_arrays(template.record)),
+        positions.format(sql.Literal(schema), *_as_arrays(template.positions)),
+    ]
+
+
+def _as_arrays(rows: Sequence[Sequence[Any]]) -> Iterator[sql.Composable]:
+    return (sql.Literal(list(column)) for column in zip(*rows, strict=True))
 
 
 def require_exact(template: Template, found: Inventory) -> None:

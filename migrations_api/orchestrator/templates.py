@@ -5,6 +5,7 @@ import json
 import logging
 import secrets
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import timedelta
 from typing import Final, TypeVar
@@ -13,27 +14,32 @@ import django
 from django.conf import settings
 from django.db import IntegrityError, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.backends.postgresql.base import DatabaseWrapper
+from django.db.migrations.operations import CreateModel
 from django.db.models.functions import Now
 from django.utils import timezone
 
 from migrations_api.exceptions import NotCopyable, PlanChanged
 from migrations_api.executor import Options, Outcome, execute
 from migrations_api.executor.applied import TenantRecorder
-from migrations_api.executor.copying import copy_into, migrate_original, require_same
+from migrations_api.executor.copying import copy_into, migrate_original, require_same, tells_others
 from migrations_api.executor.lock import tenant_lock
-from migrations_api.executor.rehearsal import rehearsal_of
+from migrations_api.executor.rehearsal import Rehearsal, rehearsal_of
 from migrations_api.executor.template import Template, is_unoccupied
 from migrations_api.models import MigrationRun, TenantTemplate
 from migrations_api.orchestrator.recorder import Recorder, session_name
 from migrations_api.orchestrator.sources import source_for
 from migrations_api.plan import MigrationSource, Plan, Target
 from migrations_api.plan.determinism import unnamed_code
+from tenants.app_sets import tenant_apps
 from tenants.backends import backend_for
 from tenants.conf import load_conf
 from tenants.driver_errors import describe, translated
 from tenants.exceptions import ServiceError
 from tenants.models import Isolation, Tenant
+from tenants.relay import relay_of
 from tenants.sessions import tenant_session
+from tenants.watch import watch_of
 
 logger = logging.getLogger(__name__)
 Made = TypeVar("Made")
@@ -42,6 +48,8 @@ Made = TypeVar("Made")
 MADE_WITHIN: Final = timedelta(hours=1)
 # Of each kind and server: more than one version of the code may be at work.
 KEPT: Final = 3
+# Of what is kept: one that was made for another is made again.
+FORMAT: Final = 2
 
 
 def carry_out(run: MigrationRun, recorder: Recorder) -> Outcome:
@@ -72,7 +80,7 @@ def _copied(run: MigrationRun, recorder: Recorder) -> Outcome | None:
     """None for a tenant that is not new, or that is not to be begun."""
     tenant, source = run.tenant, source_for(run.tenant.isolation)
     with (
-        tenant_session(tenant, application_name=session_name(run)) as connection,
+        _session(run) as connection,
         tenant_lock(
             connection,
             database=connection.settings_dict["NAME"],
@@ -90,10 +98,18 @@ def _copied(run: MigrationRun, recorder: Recorder) -> Outcome | None:
         if run.expected_digest and not run.applied_before_id and plan.digest != run.expected_digest:
             raise PlanChanged(tenant.tenant_id, plan.digest)
         _require_copyable(tenant, plan, source, unoccupied=unoccupied)
-        template = template_for(tenant, plan, source, connection)
+        template = template_for(tenant, rehearsal, connection)
         outcome = copy_into(tenant, connection, template, rehearsal, before_commit=lambda: recorder.planned(plan))
         recorder.copied()
         return outcome
+
+
+def _session(run: MigrationRun) -> AbstractContextManager[DatabaseWrapper]:
+    """One that is passed on between tenants, if the server does all of the work and no code of anybody's."""
+    relay, watch = relay_of(run.tenant), watch_of(run.tenant)
+    if relay is None or tells_others(run.tenant):
+        return tenant_session(run.tenant, application_name=session_name(run), watch=watch)
+    return relay.session(run.tenant, application_name=session_name(run), watch=watch)
 
 
 def _require_copyable(tenant: Tenant, plan: Plan, source: MigrationSource, *, unoccupied: bool) -> None:
@@ -110,26 +126,34 @@ def _require_copyable(tenant: Tenant, plan: Plan, source: MigrationSource, *, un
         )
 
 
-def template_for(tenant: Tenant, plan: Plan, source: MigrationSource, connection: BaseDatabaseWrapper) -> Template:
+def template_for(tenant: Tenant, rehearsal: Rehearsal, connection: BaseDatabaseWrapper) -> Template:
     """The template for tenants of this kind, on this server, by this code; made first if there is none.
 
     Raises NotCopyable where there can be none, or not yet.
     """
-    digest = _digest(tenant, plan, connection.connection.info.server_version)
+    digest = _digest(tenant, rehearsal, connection.connection.info.server_version)
     stored = TenantTemplate.objects.filter(pk=digest).first()
     if stored is None or _is_abandoned(stored):
-        return _make(tenant, digest, source)
+        return _make(tenant, digest, rehearsal)
     if stored.content is None:
         raise NotCopyable(stored.reason or "Its template is just being made.")
     return Template.from_dict(stored.content)
 
 
-def _digest(tenant: Tenant, plan: Plan, server_version: int) -> str:
+def _digest(tenant: Tenant, rehearsal: Rehearsal, server_version: int) -> str:
     """Of all that decides what the migrations leave, as far as can be told without running them."""
+    swappable = {
+        operation.options["swappable"]
+        for migration in rehearsal.source.migrations.values()
+        for operation in migration.operations
+        if isinstance(operation, CreateModel) and "swappable" in operation.options
+    }
     content = [
-        [tenant.database, tenant.isolation, bool(tenant.role_name), server_version, django.VERSION],
-        [plan.digest, load_conf().extra_search_path],
+        [FORMAT, tenant.database, tenant.isolation, bool(tenant.role_name), server_version, django.VERSION],
+        [rehearsal.plan.digest, load_conf().extra_search_path],
+        [config.label for config in tenant_apps(tenant.isolation)],
         [settings.AUTH_USER_MODEL, settings.DEFAULT_AUTO_FIELD, settings.DEFAULT_TABLESPACE],
+        [[name, getattr(settings, name, None)] for name in sorted(swappable)],
     ]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
@@ -139,7 +163,7 @@ def _is_abandoned(stored: TenantTemplate) -> bool:
     return stored.content is None and not stored.reason and expires is not None and expires < timezone.now()
 
 
-def _make(tenant: Tenant, digest: str, source: MigrationSource) -> Template:
+def _make(tenant: Tenant, digest: str, rehearsal: Rehearsal) -> Template:
     _sweep()
     try:
         home = Tenant.at_home(
@@ -149,7 +173,7 @@ def _make(tenant: Tenant, digest: str, source: MigrationSource) -> Template:
         raise NotCopyable(f"There is no name for a template's home: {error.message}") from error
     mine = _claim(tenant, digest, home)
     try:
-        template, original = _in(home, lambda: migrate_original(home, source))
+        template, original = _in(home, lambda: migrate_original(home, rehearsal))
         _in(home, lambda: require_same(home, template, original))
     except NotCopyable as error:
         mine.update(reason=error.message[:500], lease_expires_at=None)
