@@ -6,9 +6,7 @@ from django.db import DEFAULT_DB_ALIAS
 from migrations_api.executor import Options
 from migrations_api.management.base import EXIT_USAGE, ServiceCommand, label, user
 from migrations_api.management.commands.migratetenant import carry_out
-from migrations_api.orchestrator.observations import stored_standings
 from migrations_api.orchestrator.requests import Request, create, request_run
-from migrations_api.serializers.tenants import TenantSerializer
 from tenants.exceptions import InvalidName
 from tenants.models import Isolation
 from tenants.names import validate_name, validate_tenant_id
@@ -36,8 +34,9 @@ class Command(ServiceCommand):
         answers = self._ask(options) if options["interactive"] else self._given(options)
         tenant = create(**answers, labels=dict(options["labels"]), provision=not register_only)
         if options["format"] == "json":
-            context = {"standings": stored_standings([tenant]), "batches": {}}
-            self.write_json(TenantSerializer(tenant, context=context).data)
+            from migrations_api.management import documents  # noqa: PLC0415 - REST framework is not for the others
+
+            self.write_json(documents.of_new_tenant(tenant))
         elif options["verbosity"] >= 1:
             home = tenant.database_name or tenant.schema_name
             done = "registered" if register_only else "created"
