@@ -37,7 +37,7 @@ from tenants.conf import load_conf
 from tenants.driver_errors import describe, translated
 from tenants.exceptions import ServiceError
 from tenants.models import Isolation, Tenant
-from tenants.relay import relay_of
+from tenants.relay import Relay, relay_of
 from tenants.sessions import tenant_session
 from tenants.watch import watch_of
 
@@ -50,6 +50,8 @@ MADE_WITHIN: Final = timedelta(hours=1)
 KEPT: Final = 3
 # Of what is kept: one that was made for another is made again.
 FORMAT: Final = 2
+# The servers on which this process has made a copy.
+_copied_to: Final[set[str]] = set()
 
 
 def carry_out(run: MigrationRun, recorder: Recorder) -> Outcome:
@@ -79,8 +81,9 @@ def carry_out(run: MigrationRun, recorder: Recorder) -> Outcome:
 def _copied(run: MigrationRun, recorder: Recorder) -> Outcome | None:
     """None for a tenant that is not new, or that is not to be begun."""
     tenant, source = run.tenant, source_for(run.tenant.isolation)
+    relay = _relay(tenant)
     with (
-        _session(run) as connection,
+        _session(run, relay) as connection,
         tenant_lock(
             connection,
             database=connection.settings_dict["NAME"],
@@ -101,15 +104,24 @@ def _copied(run: MigrationRun, recorder: Recorder) -> Outcome | None:
         template = template_for(tenant, rehearsal, connection)
         outcome = copy_into(tenant, connection, template, rehearsal, before_commit=lambda: recorder.planned(plan))
         recorder.copied()
+        _copied_to.add(tenant.database)
+        if relay is not None:
+            relay.wear(steps=len(plan.steps))
         return outcome
 
 
-def _session(run: MigrationRun) -> AbstractContextManager[DatabaseWrapper]:
-    """One that is passed on between tenants, if the server does all of the work and no code of anybody's."""
-    relay, watch = relay_of(run.tenant), watch_of(run.tenant)
-    if relay is None or tells_others(run.tenant):
-        return tenant_session(run.tenant, application_name=session_name(run), watch=watch)
-    return relay.session(run.tenant, application_name=session_name(run), watch=watch)
+def _relay(tenant: Tenant) -> Relay | None:
+    """The session that is passed on between tenants, if the server does all of the work and no code of anybody's."""
+    # A process that copies once, such as a command, would open two for nothing.
+    if tenant.database not in _copied_to or tells_others(tenant):
+        return None
+    return relay_of(tenant)
+
+
+def _session(run: MigrationRun, relay: Relay | None) -> AbstractContextManager[DatabaseWrapper]:
+    if relay is None:
+        return tenant_session(run.tenant, application_name=session_name(run))
+    return relay.session(run.tenant, application_name=session_name(run), watch=watch_of(run.tenant))
 
 
 def _require_copyable(tenant: Tenant, plan: Plan, source: MigrationSource, *, unoccupied: bool) -> None:
