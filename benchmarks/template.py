@@ -1,45 +1,166 @@
 """What a new tenant costs that is copied from a template, and one that is migrated.
 
-On an embedded server of its own, for both kinds of isolation and two sets of apps: the example shop, and with it
-Django's auth, content types, sessions and admin. New tenants are created and brought up to date in one process, in turn
-by the one and by the other, with their records. Prints the median milliseconds of the whole, of its provisioning and of
-its run, the ratio of the wholes, and what the first copy took, which makes the template.
+On an embedded server of its own, for both kinds of isolation and three sets of apps: the example shop, with it Django's
+auth, content types, sessions and admin, and the thirty migrations of `peers`. Prints medians of milliseconds on the
+clock and, which other work on the machine changes less, of the processors, the server's included; and the ratios of
+migrated to copied:
+
+- `command`: a process each, `createtenant --migrate` and `createtenant --template`; beside them, where the set of apps
+  is enough for itself, a process that creates the schema or database and runs Django's own `migrate`;
+- `less start`: without what `createtenant` takes that leaves the new tenant empty, which is the start of a process, the
+  row and the schema or database;
+- `first`: in a worker that has everything loaded and has not yet migrated anybody;
+- `further`: in a worker that has migrated and copied others, and shares between them what can be shared.
+
+The last column is what the first copy took, which makes the template.
 """
 
+import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
+from statistics import median
+from typing import Final
 
 from benchmarks.bytecode import compiled_in
+from benchmarks.peers import app_set
+from benchmarks.processor import processor_time
 from service.embedded_postgres import EmbeddedPostgres
 
-ROOT = Path(__file__).resolve().parent.parent
-SHOP = ["examples.shop.users", "examples.shop.products", "examples.shop.orders"]
-CONTRIB = ["contenttypes", "auth", "sessions", "admin"]
-APP_SETS = {"shop": SHOP, "shop and contrib": [*[f"django.contrib.{app}" for app in CONTRIB], *SHOP]}
+ROOT: Final = Path(__file__).resolve().parent.parent
+SHOP: Final = ["examples.shop.users", "examples.shop.products", "examples.shop.orders"]
+CONTRIB: Final = [f"django.contrib.{app}" for app in ("contenttypes", "auth", "sessions", "admin")]
+APP_SETS: Final = {"shop": SHOP, "shop and contrib": [*CONTRIB, *SHOP], "thirty migrations": app_set.INSTALLED}
+# What RunPython writes, is the same in every tenant.
+TEMPLATE_DATA: Final = ["users", "products", "orders", *app_set.APPS]
+ISOLATIONS: Final = ("schema", "database")
+COMMANDS: Final = {"empty": [], "migrated": ["--migrate"], "copied": ["--template"]}
+STOCK: Final = """
+import os, sys
+import dj_database_url, psycopg2
+from django.conf import settings
+from django.core.management import execute_from_command_line
+
+database = dj_database_url.parse(os.environ["SHOP_URL"])
+connection = psycopg2.connect(os.environ["SHOP_URL"])
+connection.autocommit = True
+kind, name = sys.argv[1:]
+connection.cursor().execute(f'CREATE {kind} "{name}"')
+connection.close()
+if kind == "schema":
+    database["OPTIONS"]["options"] = f"-c search_path={name}"
+else:
+    database["NAME"] = name
+settings.configure(
+    DATABASES={"default": database},
+    INSTALLED_APPS=os.environ["TENANT_APPS"].split(","),
+    USE_TZ=True,
+    DEFAULT_AUTO_FIELD="django.db.models.BigAutoField",
+)
+execute_from_command_line(["manage.py", "migrate", "-v0", "--skip-checks"])
+"""
+# Milliseconds on the clock, and of the processors; by kind of tenant.
+Costs = Mapping[str, Iterable[tuple[float, float]]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """A server and the environment of whoever works with one set of apps on it."""
+
+    server: EmbeddedPostgres
+    environment: Mapping[str, str]
+    numbers: "count[int]"
+
+    def costs(self, isolation: str, tenants: int) -> dict[str, Costs]:
+        """By case."""
+        command = [sys.executable, "-m", "benchmarks.new_tenants", f"--tenants={tenants}", isolation]
+        told = self._run([*command, f"--server={self.server.pid}"])
+        commands: dict[str, list[tuple[float, float]]] = {kind: [] for kind in ("stock", *COMMANDS)}
+        for _ in range(max(tenants // 3, 3)):
+            for kind, found in commands.items():
+                found.append(self._command(kind, isolation))
+        return {"command": commands, **json.loads(told)}
+
+    def _command(self, kind: str, isolation: str) -> tuple[float, float]:
+        name = f"{kind}{next(self.numbers)}"
+        command = [sys.executable, "-c", STOCK, isolation, name]
+        if kind != "stock":
+            given = [f"--tenant-id={name}", f"--isolation={isolation}", "--database=shop", "--no-input"]
+            command = [sys.executable, "manage.py", "createtenant", *given, *COMMANDS[kind]]
+        began, used = time.perf_counter(), self._processors()
+        self._run(command)
+        return (time.perf_counter() - began) * 1000, (self._processors() - used) * 1000
+
+    def _processors(self) -> float:
+        children = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return processor_time(self.server.pid) + children.ru_utime + children.ru_stime
+
+    def _run(self, command: list[str]) -> str:
+        done = subprocess.run(command, cwd=ROOT, env=self.environment, check=True, stdout=subprocess.PIPE, text=True)
+        return done.stdout
 
 
 def measure(*, tenants: int) -> None:
     with tempfile.TemporaryDirectory() as directory:
+        apps = Path(directory) / "apps"
+        app_set.write(apps)
+        around = {**compiled_in(Path(directory) / "bytecode"), "PYTHONPATH": str(apps)}
         server = EmbeddedPostgres(Path(directory) / "server", durable=False)
         server.start(databases=[f"{role}_{number}" for role in ("plane", "shop") for number in range(len(APP_SETS))])
         try:
             print(f"{tenants} new tenants of each, {os.cpu_count()} processors; median milliseconds")
-            print(f"{'':28}{'migrated':>10}{'copied':>10}{'ratio':>8}{'provision':>11}{'run':>8}{'first copy':>12}")
-            for number, (name, apps) in enumerate(APP_SETS.items()):
-                environment = {
-                    **compiled_in(Path(directory) / "bytecode"),
-                    "DATABASE_URL": server.url(f"plane_{number}"),
-                    "TENANT_DATABASE_URLS": f"shop={server.url(f'shop_{number}')}",
-                    "TENANT_APPS": ",".join(apps),
-                    "TENANT_DATABASE_TEMPLATE": f"{{tenant_id}}_{number}",
-                    "TENANT_MIGRATIONS": '{"template_data": ["users", "products", "orders"]}',
-                    "DJANGO_SETTINGS_MODULE": "service.settings",
-                }
-                subprocess.run([sys.executable, "manage.py", "migrate", "-v0"], cwd=ROOT, env=environment, check=True)
-                command = [sys.executable, "-m", "benchmarks.new_tenants", f"--tenants={tenants}", f"--name={name}"]
-                subprocess.run(command, cwd=ROOT, env=environment, check=True)
+            print(f"{'':42}{'clock':>33}{'processors':>26}")
+            print(f"{'':42}{'stock':>8}{'migrated':>10}{'copied':>8}{'':8}{'migrated':>10}{'copied':>8}{'':8}template")
+            numbers = count()
+            for number, (name, installed) in enumerate(APP_SETS.items()):
+                environment = _environment(server, around, number, installed)
+                bench = Bench(server=server, environment=environment, numbers=numbers)
+                command = [sys.executable, "manage.py", "migrate", "-v0"]
+                subprocess.run(command, cwd=ROOT, env=bench.environment, check=True)
+                for isolation in ISOLATIONS:
+                    _show(f"{isolation}, {name}", bench.costs(isolation, tenants))
         finally:
             server.destroy()
+
+
+def _environment(
+    server: EmbeddedPostgres, around: Mapping[str, str], number: int, installed: list[str]
+) -> dict[str, str]:
+    return {
+        **around,
+        "DATABASE_URL": server.url(f"plane_{number}"),
+        "SHOP_URL": server.url(f"shop_{number}"),
+        "TENANT_DATABASE_URLS": f"shop={server.url(f'shop_{number}')}",
+        "TENANT_APPS": ",".join(installed),
+        "TENANT_DATABASE_TEMPLATE": f"{{tenant_id}}_{number}",
+        "TENANT_MIGRATIONS": json.dumps({"template_data": TEMPLATE_DATA}),
+        "DJANGO_SETTINGS_MODULE": "service.settings",
+    }
+
+
+def _show(label: str, cases: Mapping[str, Costs]) -> None:
+    costs = {case: {kind: _medians(found) for kind, found in kinds.items()} for case, kinds in cases.items()}
+    empty = costs["command"]["empty"]
+    costs["less start"] = {
+        kind: tuple(whole - part for whole, part in zip(cost, empty, strict=True))
+        for kind, cost in costs["command"].items()
+    }
+    [(making, _)] = cases["warm"]["copied"]
+    for case in ("command", "less start", "first", "further"):
+        migrated, copied = costs[case]["migrated"], costs[case]["copied"]
+        stock = f"{costs[case]['stock'][0]:8.0f}" if case == "command" else f"{'':8}"
+        clock, processors = (
+            f"{one:10.0f}{other:8.0f}{one / other:7.1f}x" for one, other in zip(migrated, copied, strict=True)
+        )
+        print(f"  {label:<28}{case:<12}{stock}{clock}{processors}{making:9.0f}", flush=True)
+
+
+def _medians(found: Iterable[tuple[float, float]]) -> tuple[float, ...]:
+    return tuple(map(median, zip(*found, strict=True)))
