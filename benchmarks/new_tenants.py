@@ -16,6 +16,7 @@ django.setup()
 from benchmarks.processor import processor_time
 from migrations_api.models import MigrationRun
 from migrations_api.orchestrator.requests import Request, create_from_template, request_run
+from migrations_api.orchestrator.sources import source_for
 from migrations_api.orchestrator.work import work
 from tenants.models import Isolation
 from tenants.provisioning import create_tenant
@@ -69,6 +70,7 @@ def main() -> None:
     parser.add_argument("--server", type=int, required=True, help="The pid of the PostgreSQL server.")
     parser.add_argument("isolation", choices=[Isolation.SCHEMA, Isolation.DATABASE])
     options = parser.parse_args()
+    source_for(options.isolation)
     json.dump(costs(options.isolation, tenants=options.tenants, server=options.server), sys.stdout)
 
 
