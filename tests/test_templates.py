@@ -261,6 +261,12 @@ CORPUS = f"""
     INSERT INTO one VALUES (1, 1, 1); INSERT INTO other VALUES (1, 1); SET CONSTRAINTS ALL IMMEDIATE;
     ALTER TABLE one ADD CONSTRAINT not_yet CHECK (id > 1) NOT VALID;
     ALTER TABLE other ADD CONSTRAINT key_not_yet FOREIGN KEY (one) REFERENCES kinds ON UPDATE CASCADE NOT VALID;
+    CREATE TABLE early (id integer PRIMARY KEY, late integer, early integer REFERENCES early, code integer);
+    CREATE TABLE late (id integer PRIMARY KEY, early integer REFERENCES early ON UPDATE SET DEFAULT DEFERRABLE);
+    ALTER TABLE early ADD FOREIGN KEY (late) REFERENCES late DEFERRABLE INITIALLY DEFERRED;
+    CREATE UNIQUE INDEX early_code ON early (code);
+    CREATE TABLE by_code (code integer REFERENCES early (code) MATCH FULL, late integer REFERENCES late,
+        kind bigint REFERENCES kinds DEFERRABLE INITIALLY DEFERRED);
     CREATE UNLOGGED TABLE fleeting (id integer UNIQUE, nothing integer);
     CREATE TABLE to_user (id bigint REFERENCES users_user, mood mood NOT NULL);
     CREATE INDEX by_lower ON kinds (lower(words), (data ->> 'a') DESC NULLS LAST) WHERE status = 'new';

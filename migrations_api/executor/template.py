@@ -33,7 +33,8 @@ _GIVEN: Final = """
        FROM unnest(own.reloptions) each)
 """
 # `part` orders them; the rows come between the tables and what cannot be a part of them. A constraint that is a part of
-# its table costs a fraction of one that is added.
+# its table costs a fraction of one that is added. Of foreign keys, only those of tables without rows are: all rows are
+# looked at at once where the key is added, and one by one where it is there before them.
 STATEMENTS_SQL: Final = f"""
     WITH space AS (SELECT oid FROM pg_namespace WHERE nspname = %(schema)s),
     own AS (
@@ -77,7 +78,9 @@ STATEMENTS_SQL: Final = f"""
     constraints AS (
         SELECT own.oid AS table_oid, k.oid, k.contype,
                format('CONSTRAINT %%I %%s', k.conname, pg_get_constraintdef(k.oid)) AS definition,
-               k.contype <> 'f' AND k.convalidated AND NOT k.condeferrable AS within
+               k.convalidated AND CASE WHEN k.contype <> 'f' THEN NOT k.condeferrable
+                 ELSE own.relname <> ALL(%(filled)s::text[]) AND k.confrelid <= own.oid AND EXISTS (
+                   SELECT FROM pg_constraint u WHERE u.conindid = k.conindid AND u.contype IN ('p', 'u')) END AS within
           FROM own JOIN pg_constraint k ON k.conrelid = own.oid WHERE k.contype IN ('c', 'f', 'p', 'u', 'x')
     )
     SELECT 1 AS part, oid, format('CREATE TYPE %%I AS ENUM (%%s)', typname,
@@ -222,15 +225,16 @@ def read_template(connection: DatabaseWrapper, schema: str, found: Inventory) ->
 
     Raises NotCopyable for more rows than are kept.
     """
+    rows = tuple(_rows(connection, schema))
     with connection.cursor() as cursor:
-        cursor.execute(STATEMENTS_SQL, {"schema": schema})
+        cursor.execute(STATEMENTS_SQL, {"schema": schema, "filled": [each.table for each in rows]})
         statements = [(part, _as_parsed(text)) for part, _, text in cursor.fetchall()]
         cursor.execute(sql.SQL("SELECT id, app, name FROM {} ORDER BY id").format(sql.Identifier(schema, TABLE)))
         record = tuple(cursor.fetchall())
     places = sorted((name, (place or "").split()) for (kind, name), place in found.items() if kind == "position")
     return Template(
         tables=tuple(text for part, text in statements if part < FIRST_AFTER_ROWS),
-        rows=tuple(_rows(connection, schema)),
+        rows=rows,
         record=record,
         positions=tuple((name, int(place[0]), len(place) > 1) for name, place in places),
         rest=tuple(text for part, text in statements if part >= FIRST_AFTER_ROWS),
