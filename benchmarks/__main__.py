@@ -42,6 +42,7 @@ def main() -> None:
     of_rollouts.set_defaults(measure=rollouts.measure)
     of_template = benchmarks.add_parser("template", help=template.__doc__.splitlines()[0], description=template.__doc__)
     of_template.add_argument("--tenants", type=int, default=30)
+    of_template.add_argument("--apps", nargs="+", choices=template.APP_SETS, default=[*template.ORDINARY])
     of_template.set_defaults(measure=template.measure)
     options = vars(parser.parse_args())
     del options["benchmark"]

@@ -1,12 +1,12 @@
 """What a new tenant costs that is copied from a template, and one that is migrated.
 
-On an embedded server of its own, for both kinds of isolation and three sets of apps: the example shop, with it Django's
-auth, content types, sessions and admin, and the thirty migrations of `peers`. Prints medians of milliseconds on the
-clock and, which other work on the machine changes less, of the processors, the server's included; and the ratios of
-migrated to copied:
+On an embedded server of its own, for both kinds of isolation and several sets of apps: the example shop, with it
+Django's auth, content types, sessions and admin, the thirty migrations of `peers`, and if asked for wagtail, from PyPI.
+Prints medians of milliseconds on the clock and, which other work on the machine changes less, of the processors, the
+server's included; and the ratios of migrated to copied:
 
-- `command`: a process each, `createtenant --migrate` and `createtenant --template`; beside them, where the set of apps
-  is enough for itself, a process that creates the schema or database and runs Django's own `migrate`;
+- `command`: a process each, `createtenant --migrate` and `createtenant --template`; beside them a process that creates
+  the schema or database and runs Django's own `migrate`;
 - `less start`: without what `createtenant` takes that leaves the new tenant empty, which is the start of a process, the
   row and the schema or database;
 - `first`: in a worker that has everything loaded and has not yet migrated anybody;
@@ -31,19 +31,35 @@ from typing import Final
 
 from benchmarks.bytecode import compiled_in
 from benchmarks.peers import app_set
+from benchmarks.peers.environments import environment, own_requirements
+from benchmarks.peers.tools import PROJECTS
+from benchmarks.peers.workloads import SMALL, WAGTAIL, Workload
 from benchmarks.processor import processor_time
 from service.embedded_postgres import EmbeddedPostgres
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 SHOP: Final = ["examples.shop.users", "examples.shop.products", "examples.shop.orders"]
 CONTRIB: Final = [f"django.contrib.{app}" for app in ("contenttypes", "auth", "sessions", "admin")]
-APP_SETS: Final = {"shop": SHOP, "shop and contrib": [*CONTRIB, *SHOP], "thirty migrations": app_set.INSTALLED}
+APP_SETS: Final = {
+    "shop": Workload(name="shop", apps=tuple(SHOP)),
+    "contrib": Workload(name="shop and contrib", apps=(*CONTRIB, *SHOP)),
+    "thirty": Workload(name="thirty migrations", apps=SMALL.apps),
+    "wagtail": WAGTAIL,
+}
+ORDINARY: Final = ("shop", "contrib", "thirty")
 # What RunPython writes, is the same in every tenant.
-TEMPLATE_DATA: Final = ["users", "products", "orders", *app_set.APPS]
+TEMPLATE_DATA: Final = [
+    *("users", "products", "orders"),
+    *app_set.APPS,
+    *(
+        f"wagtail{app}"
+        for app in ("core", "admin", "docs", "embeds", "forms", "images", "redirects", "search", "users")
+    ),
+]
 ISOLATIONS: Final = ("schema", "database")
 COMMANDS: Final = {"empty": [], "migrated": ["--migrate"], "copied": ["--template"]}
 STOCK: Final = """
-import os, sys
+import json, os, sys
 import dj_database_url, psycopg2
 from django.conf import settings
 from django.core.management import execute_from_command_line
@@ -63,6 +79,7 @@ settings.configure(
     INSTALLED_APPS=os.environ["TENANT_APPS"].split(","),
     USE_TZ=True,
     DEFAULT_AUTO_FIELD="django.db.models.BigAutoField",
+    **json.loads(os.environ["PEERS"])["settings"],
 )
 execute_from_command_line(["manage.py", "migrate", "-v0", "--skip-checks"])
 """
@@ -75,13 +92,14 @@ class Bench:
     """A server and the environment of whoever works with one set of apps on it."""
 
     server: EmbeddedPostgres
+    python: str | Path
     environment: Mapping[str, str]
     numbers: "count[int]"
 
     def costs(self, isolation: str, tenants: int) -> dict[str, Costs]:
         """By case."""
-        command = [sys.executable, "-m", "benchmarks.new_tenants", f"--tenants={tenants}", isolation]
-        told = self._run([*command, f"--server={self.server.pid}"])
+        command = ["-m", "benchmarks.new_tenants", f"--tenants={tenants}", isolation]
+        told = self.run([*command, f"--server={self.server.pid}"])
         commands: dict[str, list[tuple[float, float]]] = {kind: [] for kind in ("stock", *COMMANDS)}
         for _ in range(max(tenants // 3, 3)):
             for kind, found in commands.items():
@@ -90,58 +108,68 @@ class Bench:
 
     def _command(self, kind: str, isolation: str) -> tuple[float, float]:
         name = f"{kind}{next(self.numbers)}"
-        command = [sys.executable, "-c", STOCK, isolation, name]
+        command = ["-c", STOCK, isolation, name]
         if kind != "stock":
             given = [f"--tenant-id={name}", f"--isolation={isolation}", "--database=shop", "--no-input"]
-            command = [sys.executable, "manage.py", "createtenant", *given, *COMMANDS[kind]]
+            command = ["-m", "django", "createtenant", *given, *COMMANDS[kind]]
         began, used = time.perf_counter(), self._processors()
-        self._run(command)
+        self.run(command)
         return (time.perf_counter() - began) * 1000, (self._processors() - used) * 1000
 
     def _processors(self) -> float:
         children = resource.getrusage(resource.RUSAGE_CHILDREN)
         return processor_time(self.server.pid) + children.ru_utime + children.ru_stime
 
-    def _run(self, command: list[str]) -> str:
+    def run(self, arguments: list[str]) -> str:
+        command = [self.python, *arguments]
         done = subprocess.run(command, cwd=ROOT, env=self.environment, check=True, stdout=subprocess.PIPE, text=True)
         return done.stdout
 
 
-def measure(*, tenants: int) -> None:
+def measure(*, tenants: int, apps: list[str]) -> None:
     with tempfile.TemporaryDirectory() as directory:
-        apps = Path(directory) / "apps"
-        app_set.write(apps)
-        around = {**compiled_in(Path(directory) / "bytecode"), "PYTHONPATH": str(apps)}
         server = EmbeddedPostgres(Path(directory) / "server", durable=False)
-        server.start(databases=[f"{role}_{number}" for role in ("plane", "shop") for number in range(len(APP_SETS))])
+        server.start(databases=[f"{role}_{name}" for role in ("plane", "shop") for name in apps])
+        app_set.write(Path(directory) / "apps")
+        around = {
+            **compiled_in(Path(directory) / "bytecode"),
+            "PYTHONPATH": f"{ROOT}:{PROJECTS}:{Path(directory) / 'apps'}",
+        }
+        numbers = count()
         try:
             print(f"{tenants} new tenants of each, {os.cpu_count()} processors; median milliseconds")
             print(f"{'':42}{'clock':>33}{'processors':>26}")
             print(f"{'':42}{'stock':>8}{'migrated':>10}{'copied':>8}{'':8}{'migrated':>10}{'copied':>8}{'':8}template")
-            numbers = count()
-            for number, (name, installed) in enumerate(APP_SETS.items()):
-                environment = _environment(server, around, number, installed)
-                bench = Bench(server=server, environment=environment, numbers=numbers)
-                command = [sys.executable, "manage.py", "migrate", "-v0"]
-                subprocess.run(command, cwd=ROOT, env=bench.environment, check=True)
+            for name in apps:
+                bench = Bench(
+                    server=server,
+                    python=_python(APP_SETS[name]),
+                    environment={**around, **_environment(server, name, APP_SETS[name])},
+                    numbers=numbers,
+                )
+                bench.run(["-m", "django", "migrate", "-v0"])
                 for isolation in ISOLATIONS:
-                    _show(f"{isolation}, {name}", bench.costs(isolation, tenants))
+                    _show(f"{isolation}, {APP_SETS[name].name}", bench.costs(isolation, tenants))
         finally:
             server.destroy()
 
 
-def _environment(
-    server: EmbeddedPostgres, around: Mapping[str, str], number: int, installed: list[str]
-) -> dict[str, str]:
+def _python(workload: Workload) -> str | Path:
+    if not workload.requirements:
+        return sys.executable
+    return environment(f"own-{workload.name}", [*own_requirements(), *workload.requirements])
+
+
+def _environment(server: EmbeddedPostgres, name: str, workload: Workload) -> dict[str, str]:
     return {
-        **around,
-        "DATABASE_URL": server.url(f"plane_{number}"),
-        "SHOP_URL": server.url(f"shop_{number}"),
-        "TENANT_DATABASE_URLS": f"shop={server.url(f'shop_{number}')}",
-        "TENANT_APPS": ",".join(installed),
-        "TENANT_DATABASE_TEMPLATE": f"{{tenant_id}}_{number}",
+        "DATABASE_URL": server.url(f"plane_{name}"),
+        "SHOP_URL": server.url(f"shop_{name}"),
+        "TENANT_DATABASE_URLS": f"shop={server.url(f'shop_{name}')}",
+        "TENANT_APPS": ",".join(workload.apps),
+        "TENANT_DATABASE_TEMPLATE": f"{{tenant_id}}_{name}",
         "TENANT_MIGRATIONS": json.dumps({"template_data": TEMPLATE_DATA}),
-        "DJANGO_SETTINGS_MODULE": "service.settings",
+        "PEERS": json.dumps({"settings": dict(workload.settings)}),
+        "DJANGO_SETTINGS_MODULE": "own_settings",
     }
 
 
