@@ -185,9 +185,14 @@ def _show(label: str, cases: Mapping[str, Costs]) -> None:
         migrated, copied = costs[case]["migrated"], costs[case]["copied"]
         stock = f"{costs[case]['stock'][0]:8.0f}" if case == "command" else f"{'':8}"
         clock, processors = (
-            f"{one:10.0f}{other:8.0f}{one / other:7.1f}x" for one, other in zip(migrated, copied, strict=True)
+            f"{one:10.0f}{other:8.0f}{_times(one, other):>8}" for one, other in zip(migrated, copied, strict=True)
         )
         print(f"  {label:<28}{case:<12}{stock}{clock}{processors}{making:9.0f}", flush=True)
+
+
+def _times(one: float, other: float) -> str:
+    """Nothing where noise has made a difference negative."""
+    return f"{one / other:.1f}x" if other > 0 else "-"
 
 
 def _medians(found: Iterable[tuple[float, float]]) -> tuple[float, ...]:
