@@ -287,6 +287,11 @@ def test_outside__apps_that_another_schema_holds_count_as_applied(orders_alone: 
         plan_from((), "users")
 
 
+def test_outside__apps_that_no_tenant_needs_are_not_read(settings: Any) -> None:
+    settings.MIGRATION_MODULES = {"sessions": "gone.migrations"}
+    assert steps(plan_from())
+
+
 @pytest.fixture
 def orders_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: Any) -> Iterator[Callable[[str], None]]:
     """Replace the migrations of `orders` by one file of that text."""

@@ -21,6 +21,15 @@ Key = tuple[str, str]  # (app label, migration name)
 
 
 class _DiskLoader(MigrationLoader):
+    """The files of some apps; to it, the others have no migrations."""
+
+    def __init__(self, labels: frozenset[str]) -> None:
+        self.labels = labels
+        super().__init__(None)
+
+    def migrations_module(self, app_label: str) -> tuple[str | None, bool]:  # type: ignore[override]  # a class method
+        return super().migrations_module(app_label) if app_label in self.labels else (None, False)
+
     def build_graph(self) -> None:
         """Read the files only; the graph depends on what a tenant has applied."""
         self.load_disk()
@@ -108,10 +117,9 @@ def load_source(labels: frozenset[str], *, outside_allowed: bool) -> MigrationSo
     `labels` unless `outside_allowed`.
     """
     try:
-        disk = _DiskLoader(None)
+        disk, outside = _read(labels)
     except Exception as error:
         raise UnloadableMigrations(redact(f"{type(error).__name__}: {error}")) from error
-    outside = _outside(disk, labels)
     if outside and not outside_allowed:
         named = "; ".join(f"{origin} depends on {app}" for app, origin in sorted(outside.items()))
         raise UnloadableMigrations(
@@ -126,6 +134,14 @@ def load_source(labels: frozenset[str], *, outside_allowed: bool) -> MigrationSo
         unmigrated_apps=frozenset(disk.unmigrated_apps & kept),
         outside_keys=frozenset(key for key in migrations if key[0] in outside),
     )
+
+
+def _read(labels: frozenset[str]) -> tuple[_DiskLoader, dict[str, str]]:
+    """The migrations of the apps, and those of the apps outside that they depend on."""
+    disk = _DiskLoader(labels)
+    while not (outside := _outside(disk, labels)).keys() <= disk.labels:
+        disk = _DiskLoader(labels | outside.keys())
+    return disk, outside
 
 
 def _outside(disk: MigrationLoader, labels: frozenset[str]) -> dict[str, str]:
