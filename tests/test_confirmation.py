@@ -4,6 +4,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
 from psycopg2 import sql
 
 from migrations_api.events import Event, RunEnded
@@ -14,6 +16,7 @@ from migrations_api.orchestrator.coordinator import _UnreadWaves
 from migrations_api.orchestrator.driver import drive
 from migrations_api.orchestrator.requests import Request, request_rollout
 from migrations_api.orchestrator.rollout_verbs import pause
+from migrations_api.orchestrator.selection import Selector, select
 from migrations_api.orchestrator.work import work
 from migrations_api.plan import Target
 from tenants.models import Tenant
@@ -146,8 +149,18 @@ def test_confirmation__takes_as_many_queries_for_many_tenants_as_for_few(
     for names in (["acme"], [f"t{number}" for number in range(5)]):
         rollout = roll_out(migrated(make_tenant, *names))
         advance(rollout, limit=1, lease=30)
-        with django_assert_num_queries(9):
+        with django_assert_num_queries(7):
             assert confirmation.confirm_up_to_date(rollout, emit=lambda event: None) == len(names)
+
+
+def test_rollout__of_what_is_up_to_date_takes_few_queries_however_many_there_are(make_tenant: MakeTenant) -> None:
+    taken = set()
+    for names in (["acme"], [f"t{number}" for number in range(5)]):
+        tenants = migrated(make_tenant, *names)
+        with CaptureQueriesContext(connection) as captured:
+            carried_out(roll_out(select(Selector(tenant_ids=tuple(tenant.pk for tenant in tenants)))))
+        taken.add(len(captured))
+    assert taken == {40}
 
 
 @pytest.mark.parametrize("batch", [1, 2, 3, 4])

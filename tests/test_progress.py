@@ -64,7 +64,7 @@ def open_terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
 
 def test_bar__counts_tenants_below_whole_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = open_terminal(monkeypatch)
-    with with_bar(MAKE, OutputWrapper(terminal.screen), 2) as (_, emit):
+    with with_bar(MAKE, OutputWrapper(terminal.screen), lambda: 2) as (_, emit):
         for number, tenant_id in enumerate(["acme", "globex"]):
             for event in events(number, tenant_id):
                 emit(event)
@@ -76,7 +76,7 @@ def test_bar__counts_tenants_below_whole_lines(monkeypatch: pytest.MonkeyPatch) 
 
 def test_bar__leaves_piped_lines_alone(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     terminal = open_terminal(monkeypatch)
-    with with_bar(MAKE, OutputWrapper(sys.stdout), 1) as (_, emit):
+    with with_bar(MAKE, OutputWrapper(sys.stdout), lambda: 1) as (_, emit):
         for event in events(1, "acme"):
             emit(event)
     assert capsys.readouterr().out == (
@@ -86,6 +86,6 @@ def test_bar__leaves_piped_lines_alone(monkeypatch: pytest.MonkeyPatch, capsys: 
 
 
 def test_bar__is_away_where_stderr_is_piped(capsys: pytest.CaptureFixture[str]) -> None:
-    with with_bar(MAKE, OutputWrapper(sys.stdout), 1) as (presenter, emit):
+    with with_bar(MAKE, OutputWrapper(sys.stdout), lambda: 1) as (presenter, emit):
         assert emit is presenter
     assert capsys.readouterr().err == ""

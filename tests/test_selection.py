@@ -407,7 +407,7 @@ def test_select_and_arrange__ask_no_more_of_a_larger_fleet(given: dict[str, Any]
 
     def grow(first: int, last: int) -> None:
         for tenant in add(*[f"t{index:03}" for index in range(first, last)], labels={"tier": "free"}):
-            see(tenant.tenant_id, frozenset(), partial=tenant.tenant_id.endswith("1"))
+            see(tenant.tenant_id, frozenset(), partial=not tenant.tenant_id.endswith("1"))
 
     grow(0, 3)
     ask()

@@ -1,6 +1,6 @@
 """Carry out a rollout in this process, show it, and end the command as the rollout ends."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 
@@ -28,7 +28,7 @@ from migrations_api.orchestrator.endings import LEFT_BEHIND
 from migrations_api.orchestrator.reports import failure_groups, newcomers
 from migrations_api.orchestrator.rollout_verbs import is_abandoned
 from migrations_api.orchestrator.strategy import Strategy
-from migrations_api.states import DONE_STEP_STATES, RolloutState, RunState
+from migrations_api.states import ACTIVE_ROLLOUT_STATES, DONE_STEP_STATES, RolloutState, RunState
 from tenants.conf import load_conf
 
 UNFINISHED = frozenset({FAILED, NOT_STARTED, STOPPED})
@@ -48,7 +48,7 @@ def carry_out(command: ServiceCommand, rollout: Rollout, *, executor: str, outpu
     shown = (
         nullcontext(without_bar(make, command.stdout))
         if quiet
-        else with_bar(make, command.stdout, rollout.runs.active().count())
+        else with_bar(make, command.stdout, rollout.runs.active().count)
     )
     with graceful_stop(command.stderr.write) as should_stop, shown as (presenter, emit):
         rollout = drive(
@@ -67,8 +67,9 @@ def carry_out(command: ServiceCommand, rollout: Rollout, *, executor: str, outpu
             command.write_json(documents.of_run(run))
     elif verbosity >= 1:
         command.stdout.write(presenter.summary(results) if results else "There are no tenants to migrate.\n", ending="")
-    _tell_what_is_left(command, rollout)
-    if UNFINISHED & set(results.values()):
+    unfinished = UNFINISHED & set(results.values())
+    _tell_what_is_left(command, rollout, failure_groups(rollout) if unfinished else ())
+    if unfinished:
         raise CommandError(_verdict(results), returncode=EXIT_SOME_FAILED)
 
 
@@ -139,8 +140,8 @@ def _reason_line(run: MigrationRun, result: str) -> str:
     return f"✗ Migrations failed for tenant '{run.tenant_id}': {describe(run)}"
 
 
-def _tell_what_is_left(command: ServiceCommand, rollout: Rollout) -> None:
-    for group in failure_groups(rollout):
+def _tell_what_is_left(command: ServiceCommand, rollout: Rollout, failures: Iterable[Mapping[str, object]]) -> None:
+    for group in failures:
         if group["error_code"] not in LEFT_BEHIND:  # each of those has been told
             command.stderr.write(failure_line(group))
     if created := newcomers(rollout):
@@ -169,7 +170,7 @@ def what_next(rollout: Rollout) -> str:
     retry = f"For those that were not migrated: manage.py rollout retry {rollout.pk}"
     if rollout.state in {RolloutState.FAILED, RolloutState.CANCELED}:
         return retry
-    if is_abandoned(rollout):
+    if rollout.state in ACTIVE_ROLLOUT_STATES and is_abandoned(rollout):
         return f"Whoever carried it out has ended before it did. {retry}"
     return gate_line(rollout) if rollout.state == RolloutState.RUNNING else ""
 

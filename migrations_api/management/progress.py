@@ -18,12 +18,12 @@ def without_bar(make: Make, stdout: OutputWrapper) -> tuple[FleetPresenter, Emit
 
 
 @contextmanager
-def with_bar(make: Make, stdout: OutputWrapper, total: int) -> Iterator[tuple[FleetPresenter, Emit]]:
-    """The presenter, and where to send a rollout's events."""
+def with_bar(make: Make, stdout: OutputWrapper, count: Callable[[], int]) -> Iterator[tuple[FleetPresenter, Emit]]:
+    """The presenter, and where to send a rollout's events; how many runs it has is asked only for a bar."""
     if not sys.stderr.isatty():
         yield without_bar(make, stdout)
         return
     from migrations_api.management import bar  # noqa: PLC0415 - a pipeline has no terminal and needs no Rich
 
-    with bar.drawn(make, stdout, total) as shown:
+    with bar.drawn(make, stdout, count()) as shown:
         yield shown

@@ -6,7 +6,7 @@ from datetime import timedelta
 from typing import Final
 
 from django.db import transaction
-from django.db.models import Case, F, Max, Min, Q, When
+from django.db.models import BooleanField, Case, ExpressionWrapper, F, Max, Min, Q, When
 from django.db.models.functions import Coalesce, Now
 
 from migrations_api.models import MigrationRun, Rollout
@@ -39,32 +39,33 @@ def advance(
     """
     with transaction.atomic():
         # Of two callers the second waits here and sees what the first has done.
-        locked = Rollout.objects.select_for_update(no_key=True).defer("selector").get(pk=rollout.pk)
+        locked = _lock(rollout, lease)
         if locked.state not in ACTIVE_ROLLOUT_STATES:
             return []
-        if _renew(locked, lease):
-            locked.refresh_from_db()
+        _renew(locked, lease)
         chosen = _Step(locked, held, queues=queues).choose(limit)
     rollout.open_wave = locked.open_wave
     return chosen
 
 
-def _renew(locked: Rollout, lease: float) -> bool:
-    """Start the rollout, and renew its driver's lease once a quarter of it has gone by; whether that wrote anything."""
-    if locked.state == RolloutState.PAUSED:
-        return False
-    mine = Rollout.objects.filter(pk=locked.pk)
-    started = locked.state == RolloutState.PENDING
-    if started:
-        mine.transition("start", started_at=Coalesce("started_at", Now()), progress_at=Now())
+def _lock(rollout: Rollout, lease: float) -> Rollout:
     # By the control plane's clock: a machine whose own is late would let the lease run out.
     due = Q(lease_expires_at=None) | Q(lease_expires_at__lt=Now() + timedelta(seconds=lease * 0.75))
-    # While nobody drove it, nothing could make progress.
-    undriven = When(lease_expires_at__lt=Now(), then=Now())
-    renewed = mine.filter(due).update(
-        progress_at=Case(undriven, default=F("progress_at")), lease_expires_at=Now() + timedelta(seconds=lease)
-    )
-    return started or renewed == 1
+    rows = Rollout.objects.select_for_update(no_key=True).defer("selector")
+    return rows.annotate(is_due=ExpressionWrapper(due, BooleanField())).get(pk=rollout.pk)
+
+
+def _renew(locked: Rollout, lease: float) -> None:
+    """Start the rollout, and renew its driver's lease once a quarter of it has gone by."""
+    mine = Rollout.objects.filter(pk=locked.pk)
+    until = Now() + timedelta(seconds=lease)
+    if locked.state == RolloutState.PENDING:
+        mine.transition("start", started_at=Coalesce("started_at", Now()), progress_at=Now(), lease_expires_at=until)
+        locked.state = RolloutState.RUNNING
+    elif locked.state != RolloutState.PAUSED and locked.is_due:  # type: ignore[attr-defined]  # annotated
+        # While nobody drove it, nothing could make progress.
+        undriven = When(lease_expires_at__lt=Now(), then=Now())
+        mine.update(progress_at=Case(undriven, default=F("progress_at")), lease_expires_at=until)
 
 
 class _Step:

@@ -55,6 +55,7 @@ def _batches(rollout: Rollout) -> Iterator[Sequence[MigrationRun]]:
         .annotate(last_state=Subquery(last.values("state")[:1]), left=Subquery(last.values("applied_after")[:1]))
         .filter(last_state=RunState.SUCCEEDED, left=F("tenant__observation__applied"))
         .select_related("tenant")
+        .only("tenant", "rollout", "state", "error_code", "failed_step", "message")
         .order_by("pk")
     )
     batch = list(pending[:BATCH])
@@ -81,7 +82,8 @@ def _idle(
 
 
 def _end(rollout: Rollout, runs: Sequence[MigrationRun], plan: Plan, after: Applied, emit: Emit) -> int:
-    """Under the rollout's lock: one that is being paused starts nothing."""
+    """Under the rollout's lock: one that is being paused starts nothing. `after` is what their last runs have left."""
+    left = fingerprint(after)
     with transaction.atomic():
         locked = Rollout.objects.select_for_update(no_key=True).filter(pk=rollout.pk, state__in=STARTING_ROLLOUT_STATES)
         if not locked.exists():
@@ -95,8 +97,8 @@ def _end(rollout: Rollout, runs: Sequence[MigrationRun], plan: Plan, after: Appl
             started_at=Now(),
             finished_at=Now(),
             plan_digest=plan.digest,
-            applied_before_id=AppliedSet.store(plan.applied),
-            applied_after_id=AppliedSet.store(after),
+            applied_before_id=AppliedSet.store(plan.applied) if plan.applied != after else left,
+            applied_after_id=left,
         )
         ended = [run for run in runs if run.pk in ids]
         TenantObservation.objects.filter(pk__in=[run.tenant_id for run in ended]).update(observed_at=Now())

@@ -55,6 +55,6 @@ def finish_if_done(rollout: Rollout) -> None:
             mine.transition("finish_pausing", lease_expires_at=None, foreground=False)
         return
     end = {"finished_at": Now(), "lease_expires_at": None, "next_wave_at": None, "awaits_promotion": False}
-    if not mine.transition("finish_canceled", **end):
-        incomplete = rollout.runs.filter(NOT_MIGRATED).exists()
-        mine.transition("finish_failed" if incomplete else "finish_succeeded", **end)
+    incomplete = rollout.runs.filter(NOT_MIGRATED).exists()
+    if not mine.transition("finish_failed" if incomplete else "finish_succeeded", **end):
+        mine.transition("finish_canceled", **end)

@@ -124,7 +124,8 @@ def select(selector: Selector) -> list[Tenant]:
 
 
 def _require_known(tenant_ids: set[str]) -> None:
-    if unknown := sorted(tenant_ids - set(Tenant.objects.filter(pk__in=tenant_ids).values_list("pk", flat=True))):
+    known = Tenant.objects.filter(pk__in=tenant_ids).values_list("pk", flat=True) if tenant_ids else ()
+    if unknown := sorted(tenant_ids.difference(known)):
         more = f" and {len(unknown) - 10} more" if len(unknown) > 10 else ""
         raise UnknownTenants(f"These tenants do not exist: {', '.join(unknown[:10])}{more}.")
 
@@ -212,7 +213,7 @@ def _left_out(tenants: Sequence[Tenant]) -> list[LeftOut]:
     ids = [tenant.pk for tenant in tenants]
     busy = dict(MigrationRun.objects.active().filter(tenant__in=ids).values_list("tenant_id", "pk"))
     partial = set(TenantObservation.objects.filter(pk__in=ids, partial=True).values_list("pk", flat=True))
-    broken = partial_runs(ids)
+    broken = partial_runs(partial) if partial else {}
     found = ((tenant, _obstacle(tenant, busy, partial, broken)) for tenant in tenants)
     return [LeftOut(tenant=tenant, code=why[0], reason=why[1]) for tenant, why in found if why]
 
