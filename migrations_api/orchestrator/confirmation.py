@@ -1,7 +1,9 @@
 """Settle what there is nothing to do for, by reading the tenants of a rollout in batches instead of working on each."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
+from functools import partial
 from typing import Final
 
 from django.db import transaction
@@ -16,6 +18,7 @@ from migrations_api.executor import Options
 from migrations_api.models import Action, AppliedSet, MigrationRun, Rollout, TenantObservation
 from migrations_api.orchestrator.fleet import observe, plan_once
 from migrations_api.orchestrator.requests import target_of
+from migrations_api.orchestrator.sources import source_for
 from migrations_api.plan import Applied, Plan, fingerprint
 from migrations_api.states import STARTING_ROLLOUT_STATES, RunState
 from tenants.models import Isolation
@@ -68,7 +71,8 @@ def _idle(
     rollout: Rollout, runs: Sequence[MigrationRun], plans: Plans
 ) -> Iterator[tuple[Plan, Applied, Sequence[MigrationRun]]]:
     """The runs with nothing to do, by where their tenants stand now."""
-    seen = observe([run.tenant for run in runs])
+    tenants = [run.tenant for run in runs]
+    seen = observe(tenants, meanwhile=partial(_load, {tenant.isolation for tenant in tenants}))
     at: defaultdict[tuple[str, Applied], list[MigrationRun]] = defaultdict(list)
     for run in runs:
         found = seen[run.tenant_id].applied
@@ -79,6 +83,13 @@ def _idle(
         if not isinstance(plan, PlanError) and not (plan.steps or plan.replacements or plan.unknown):
             name = fingerprint(applied)
             yield plan, applied, [run for run in there if run.left == name]  # type: ignore[attr-defined]  # annotated
+
+
+def _load(isolations: Collection[str]) -> None:
+    """Read the migrations of those kinds; what is wrong with them is told by whoever plans."""
+    with suppress(PlanError):
+        for isolation in sorted(isolations):
+            source_for(isolation)
 
 
 def _end(rollout: Rollout, runs: Sequence[MigrationRun], plan: Plan, after: Applied, emit: Emit) -> int:

@@ -1,7 +1,7 @@
 """Where each tenant stands, read in bounded batches: one statement for many schemas, a few databases at a time."""
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -124,12 +124,15 @@ def status_of(tenant: Tenant, otherwise: TenantStatus) -> TenantStatus:
     return TenantStatus.HELD if tenant.held_at is not None else otherwise
 
 
-def observe(tenants: Iterable[Tenant]) -> dict[str, Observation]:
-    """Read what each tenant has applied, by tenant id; creates nothing, and an unreachable tenant is no error."""
-    return {tenant_id: seen for look in looks(tenants) for tenant_id, seen in look.seen.items()}
+def observe(tenants: Iterable[Tenant], *, meanwhile: Callable[[], None] = lambda: None) -> dict[str, Observation]:
+    """Read what each tenant has applied, by tenant id; creates nothing, and an unreachable tenant is no error.
+
+    `meanwhile` is called while the servers are at it.
+    """
+    return {tenant_id: seen for look in looks(tenants, meanwhile=meanwhile) for tenant_id, seen in look.seen.items()}
 
 
-def looks(tenants: Iterable[Tenant]) -> Iterator[Look]:
+def looks(tenants: Iterable[Tenant], *, meanwhile: Callable[[], None] = lambda: None) -> Iterator[Look]:
     """observe() part by part, as they come in: a server that says nothing holds up none of the others."""
     groups: defaultdict[str, list[Tenant]] = defaultdict(list)
     settings: dict[str, DatabaseSettings] = {}
@@ -148,7 +151,9 @@ def looks(tenants: Iterable[Tenant]) -> Iterator[Look]:
         yield Look(began=timezone.now(), seen=unread)
     with ThreadPoolExecutor(max_workers=load_conf().read_concurrency) as pool:
         parts = [(settings[key], part) for key in settings for part in _parts(groups[key])]
-        for done in as_completed([pool.submit(_observe_database, *part) for part in parts]):
+        reading = [pool.submit(_observe_database, *part) for part in parts]
+        meanwhile()
+        for done in as_completed(reading):
             yield done.result()
 
 
