@@ -15,7 +15,8 @@ django.setup()
 
 from benchmarks.processor import processor_time
 from migrations_api.models import MigrationRun
-from migrations_api.orchestrator.requests import Request, create_from_template, request_run
+from migrations_api.orchestrator.registration import create_from_template
+from migrations_api.orchestrator.requests import Request, request_run
 from migrations_api.orchestrator.sources import source_for
 from migrations_api.orchestrator.work import work
 from tenants.models import Isolation

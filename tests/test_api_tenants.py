@@ -11,7 +11,8 @@ from rest_framework.test import APIClient
 
 from migrations_api.models import AppliedSet, MigrationRun, TenantObservation
 from migrations_api.orchestrator.fleet import TenantStatus
-from migrations_api.orchestrator.requests import Request, forget, request_run
+from migrations_api.orchestrator.registration import forget
+from migrations_api.orchestrator.requests import Request, request_run
 from migrations_api.orchestrator.sources import source_for
 from tenants.backends import backend_for
 from tenants.exceptions import TenantNotFound

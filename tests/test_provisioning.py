@@ -11,7 +11,8 @@ from django.utils import timezone
 from psycopg2 import sql
 
 from migrations_api.exceptions import RunActive
-from migrations_api.orchestrator.requests import Request, forget, request_run
+from migrations_api.orchestrator.registration import forget
+from migrations_api.orchestrator.requests import Request, request_run
 from tenants import exceptions
 from tenants.backends import backend_for
 from tenants.backends.schema import SchemaBackend

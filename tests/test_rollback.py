@@ -18,8 +18,9 @@ from migrations_api.exceptions import (
 )
 from migrations_api.models import Action
 from migrations_api.orchestrator.holds import hold
+from migrations_api.orchestrator.registration import forget
 from migrations_api.orchestrator.repairs import request_repair
-from migrations_api.orchestrator.requests import Request, forget, request_run
+from migrations_api.orchestrator.requests import Request, request_run
 from migrations_api.orchestrator.rollbacks import chosen, request_rollback, rollback_plan
 from migrations_api.orchestrator.verbs import retry_run
 from tenants.models import Tenant

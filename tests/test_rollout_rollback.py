@@ -8,10 +8,10 @@ import pytest
 from migrations_api.exceptions import ConfirmationRequired, InvalidTransition, NothingToRollBack
 from migrations_api.models import Action, Rollout
 from migrations_api.orchestrator import observations
-from migrations_api.orchestrator.reports import newcomers
 from migrations_api.orchestrator.requests import Request, request_rollout
+from migrations_api.orchestrator.retries import retry_rollout
 from migrations_api.orchestrator.rollbacks import preview_rollout_rollback, request_rollout_rollback
-from migrations_api.orchestrator.rollout_verbs import retry_rollout
+from migrations_api.orchestrator.selection import newcomers
 from migrations_api.orchestrator.strategy import Strategy
 from migrations_api.plan import Target
 from tenants.models import Tenant

@@ -21,7 +21,8 @@ from migrations_api.orchestrator.driver import drive
 from migrations_api.orchestrator.holds import hold, release
 from migrations_api.orchestrator.recorder import Recorder
 from migrations_api.orchestrator.requests import Request, request_rollout, request_run
-from migrations_api.orchestrator.rollout_verbs import cancel_rollout, pause, promote, resume, retry_rollout
+from migrations_api.orchestrator.retries import retry_rollout
+from migrations_api.orchestrator.rollout_verbs import cancel_rollout, pause, promote, resume
 from migrations_api.orchestrator.selection import Selector, select
 from migrations_api.orchestrator.strategy import Strategy
 from migrations_api.orchestrator.verbs import cancel_run, skip_run

@@ -23,8 +23,7 @@ from migrations_api.models import MigrationRun, Rollout, records
 from migrations_api.orchestrator.abandoned import settle_abandoned
 from migrations_api.orchestrator.advance import advance
 from migrations_api.orchestrator.driver import drive
-from migrations_api.orchestrator.endings import finish_if_done
-from migrations_api.orchestrator.reports import failure_groups
+from migrations_api.orchestrator.endings import failure_groups, finish_if_done
 from migrations_api.orchestrator.requests import Request, request_rollout, request_run
 from migrations_api.orchestrator.rollout_verbs import cancel
 from migrations_api.orchestrator.strategy import Strategy

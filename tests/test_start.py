@@ -12,16 +12,37 @@ from tests.processes import GIVE_UP, Process, output, processes
 
 # As manage.py does it, and then what that has come to.
 PROGRAM = """
-import gc, sys
+import gc, os, sys
+forks = []
+os.register_at_fork(before=lambda: forks.append(1))
 from manage import Utility
 Utility(["manage.py", *sys.argv[1:]]).execute()
-executing = {"diagnosis", "execution", "migrator", "rehearsal", "template", "transcript"}
-loaded = {f"migrations_api.executor.{name}" for name in executing} | {"migrations_api.orchestrator.work"}
-print("loaded:", *sorted(loaded & set(sys.modules)))
+print("loaded:", *sorted(name for name in sys.modules if name.startswith(("migrations_api.", "tenants.", "multiproc"))))
 print("loads REST framework:", "rest_framework.serializers" in sys.modules)
+print("forks:", len(forks))
 print("collects:", gc.isenabled(), "spares what was there before:", gc.get_freeze_count() > 0)
 """
-NOTHING = "loaded:\n"
+# What only those runs need that have something to do, and what only other requests need.
+EXECUTES = {
+    *(f"migrations_api.executor.{name}" for name in ("diagnosis", "execution", "migrator", "rehearsal", "template")),
+    "migrations_api.executor.outcome",
+    "migrations_api.executor.transcript",
+    "migrations_api.orchestrator.work",
+    "migrations_api.plan.risk",
+    "migrations_api.schema.operations",
+}
+ASKED_FOR_ELSEWHERE = {
+    *(f"migrations_api.orchestrator.{name}" for name in ("batches", "observations", "previews", "readiness")),
+    "migrations_api.migrations.0001_initial",
+    "migrations_api.orchestrator.reports",
+    "migrations_api.orchestrator.rollbacks",
+    "tenants.migrations.0001_initial",
+    "tenants.provisioning",
+}
+
+
+def loaded(told: str) -> set[str]:
+    return set(next(line for line in told.splitlines() if line.startswith("loaded:")).split())
 
 
 @pytest.fixture
@@ -45,10 +66,27 @@ def test_migrate_all__loads_what_executes_only_where_something_is_to_be_executed
     pending = run("migratealltenants", f"--executor={executor}")
     assert "1 tenant migrated" in pending
     # Of the parallel one, this is the process that the workers are forked from.
-    assert {"migrations_api.executor.execution", "migrations_api.orchestrator.work"} <= set(pending.split())
+    assert {"migrations_api.executor.execution", "migrations_api.orchestrator.work"} <= loaded(pending)
     up_to_date = run("migratealltenants", f"--executor={executor}")
     assert "0 tenants migrated, 1 unchanged" in up_to_date
-    assert NOTHING in up_to_date
+    assert not loaded(up_to_date) & (EXECUTES | ASKED_FOR_ELSEWHERE)
+
+
+def test_migrate_all__starts_a_process_only_where_something_is_to_be_executed(
+    make_tenant: Callable[..., Tenant], run: Callable[..., str]
+) -> None:
+    make_tenant("acme")
+    assert "forks: 1" in run("migratealltenants", "--executor=parallel")
+    assert "forks: 0" in run("migratealltenants", "--executor=parallel")
+
+
+def test_migrate_all__of_one_executor_does_not_load_the_other(
+    make_tenant: Callable[..., Tenant], run: Callable[..., str]
+) -> None:
+    make_tenant("acme")
+    told = run("migratealltenants", "--executor=sequential")
+    assert "1 tenant migrated" in told
+    assert not loaded(told) & {"migrations_api.dispatch.parallel", "multiprocessing.context"}
 
 
 def test_migrate_all__settles_what_was_abandoned_all_the_same(

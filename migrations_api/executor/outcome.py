@@ -1,4 +1,4 @@
-"""What an execution is told, what it tells while it runs, and what it comes to."""
+"""What an execution tells while it runs, and what it comes to."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -6,6 +6,7 @@ from typing import Protocol
 
 from psycopg2 import errorcodes
 
+from migrations_api.executor.options import Options as Options  # noqa: PLC0414 - told to be for others as well
 from migrations_api.plan import Applied, Plan, Step
 
 
@@ -16,25 +17,6 @@ class End(StrEnum):
     FAILED = "failed"
     PARTIAL = "partial"
     CANCELED = "canceled"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """Django's `migrate` options that change what is done rather than what is shown."""
-
-    fake: bool = False
-    fake_initial: bool = False
-    run_syncdb: bool = False
-    prune: bool = False
-    # Whether a plan that undoes migrations may be carried out; for the API that takes an admin's confirmation.
-    allow_backwards: bool = True
-    # A tenant that has nothing yet is copied from a template if that is exact, and otherwise migrated.
-    template: bool = False
-
-    @property
-    def is_plain(self) -> bool:
-        """Whether nothing but the plan decides what is done, so that it is the same for the next tenant."""
-        return not (self.fake or self.fake_initial or self.run_syncdb or self.prune)
 
 
 @dataclass(frozen=True, kw_only=True)

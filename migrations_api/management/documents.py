@@ -9,7 +9,7 @@ from typing import Any
 from migrations_api.executor.transcript import Transcript
 from migrations_api.models import MigrationRun
 from migrations_api.orchestrator.observations import stored_standings
-from migrations_api.orchestrator.requests import Preview
+from migrations_api.orchestrator.previews import Preview
 from migrations_api.plan import Plan
 from migrations_api.serializers.plans import PlanSerializer
 from migrations_api.serializers.rollouts import RolloutPreviewSerializer

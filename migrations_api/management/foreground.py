@@ -24,9 +24,9 @@ from migrations_api.management.presenter import (
 from migrations_api.management.progress import with_bar, without_bar
 from migrations_api.models import MigrationRun, Rollout
 from migrations_api.orchestrator.driver import drive
-from migrations_api.orchestrator.endings import LEFT_BEHIND
-from migrations_api.orchestrator.reports import failure_groups, newcomers
+from migrations_api.orchestrator.endings import LEFT_BEHIND, failure_groups
 from migrations_api.orchestrator.rollout_verbs import is_abandoned
+from migrations_api.orchestrator.selection import newcomers
 from migrations_api.orchestrator.strategy import Strategy
 from migrations_api.states import ACTIVE_ROLLOUT_STATES, DONE_STEP_STATES, RolloutState, RunState
 from tenants.conf import load_conf

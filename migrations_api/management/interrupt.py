@@ -5,11 +5,15 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Final
 
-from migrations_api.dispatch.parallel import cancel_workers
+from django.utils.module_loading import import_string
+
 from tenants.binding import cancel_statement
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# Loaded with the first worker; most often there is none.
+_CANCEL_WORKERS: Final = "migrations_api.dispatch.parallel.cancel_workers"
 
 
 @contextmanager
@@ -44,7 +48,7 @@ def _watch(reader: int, stop: threading.Event, tell: Callable[[str], None]) -> N
         if stop.is_set():
             tell("Canceling the statement that is running.")
             cancel_statement()
-            cancel_workers()
+            import_string(_CANCEL_WORKERS)()
         else:
             stop.set()
             tell("Stopping: the step in flight is finished, nothing new is started. Once more cancels it.")

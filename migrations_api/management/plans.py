@@ -2,12 +2,13 @@ from typing import TYPE_CHECKING
 
 from migrations_api.exceptions import InvalidOptions
 from migrations_api.management.base import ServiceCommand
-from migrations_api.orchestrator.requests import Preview, Request, check_options
+from migrations_api.orchestrator.requests import Request, check_options
 from migrations_api.orchestrator.selection import SHARED_WAVE
 from migrations_api.plan import Plan
 
 if TYPE_CHECKING:  # What makes one is loaded where one is asked for.
     from migrations_api.executor.transcript import Transcript
+    from migrations_api.orchestrator.previews import Preview
 
 
 def check_question(request: Request) -> None:
@@ -66,7 +67,7 @@ def _ended(statement: str) -> str:
     return statement if statement.rstrip().endswith(";") else f"{statement};"
 
 
-def write_preview(command: ServiceCommand, preview: Preview, *, output: str) -> None:
+def write_preview(command: ServiceCommand, preview: "Preview", *, output: str) -> None:
     if output == "json":
         from migrations_api.management import documents  # noqa: PLC0415 - REST framework is not for the others
 

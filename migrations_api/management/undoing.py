@@ -21,7 +21,8 @@ from migrations_api.management.rollout_options import (
 )
 from migrations_api.models import Action, Rollout
 from migrations_api.orchestrator import observations
-from migrations_api.orchestrator.requests import Preview, Request, preview_rollout, request_rollout
+from migrations_api.orchestrator.previews import Preview, preview_rollout
+from migrations_api.orchestrator.requests import Request, request_rollout
 from migrations_api.orchestrator.rollbacks import preview_rollout_rollback, request_rollout_rollback
 from migrations_api.orchestrator.selection import select
 from tenants.conf import load_conf

@@ -1,4 +1,9 @@
+from datetime import timedelta
+
 from django.db import models
+from django.db.models.functions import Now
+
+from tenants.conf import load_conf
 
 
 class Coordinator(models.Model):
@@ -11,3 +16,8 @@ class Coordinator(models.Model):
 
     def __str__(self) -> str:
         return self.name
+
+    @classmethod
+    def is_seen(cls) -> bool:
+        """Whether one was seen lately."""
+        return cls.objects.filter(seen_at__gte=Now() - timedelta(seconds=3 * load_conf().lease)).exists()

@@ -1,11 +1,14 @@
-"""When a rollout is over or has come to rest, whoever finds out: its driver, a verb, or a reader that settles."""
+"""When a rollout is over or has come to rest, whoever finds out: its driver, a verb, or a reader that settles.
+
+And what kept its tenants from being migrated, grouped by how.
+"""
 
 from typing import Final
 
-from django.db.models import F, Q
+from django.db.models import Count, F, Min, Q
 from django.db.models.functions import Now
 
-from migrations_api.exceptions import OutcomeUnknown, RunActive, TenantPartial
+from migrations_api.exceptions import OutcomeUnknown, RunActive, TenantLocked, TenantPartial
 from migrations_api.models import MigrationRun, Rollout, TenantObservation
 from migrations_api.models.runs import MigrationRunQuerySet
 from migrations_api.states import RunState
@@ -58,3 +61,15 @@ def finish_if_done(rollout: Rollout) -> None:
     incomplete = rollout.runs.filter(NOT_MIGRATED).exists()
     if not mine.transition("finish_failed" if incomplete else "finish_succeeded", **end):
         mine.transition("finish_canceled", **end)
+
+
+def failure_groups(rollout: Rollout) -> list[dict[str, object]]:
+    """What kept tenants from being migrated, grouped by how, the most frequent first; not what was never started."""
+    begun = ~Q(state=RunState.CANCELED) | Q(error_code=TenantLocked.code)
+    runs = MigrationRun.objects.filter(NOT_MIGRATED, begun, rollout=rollout).order_by()
+    grouped = runs.values("error_code", "error_class", "sqlstate", "failed_step").annotate(
+        count=Count("pk"), example_run_id=Min("pk")
+    )
+    groups = list(grouped.order_by("-count", "example_run_id"))
+    messages = dict(runs.filter(pk__in=[group["example_run_id"] for group in groups]).values_list("pk", "message"))
+    return [{**group, "message": messages[group["example_run_id"]]} for group in groups]

@@ -63,14 +63,8 @@ def _disk_loader() -> MigrationLoader:
     return _loader
 
 
-def is_coordinated() -> bool:
-    """Whether a coordinator was seen lately."""
-    limit = Now() - timedelta(seconds=3 * load_conf().lease)
-    return Coordinator.objects.filter(seen_at__gte=limit).exists()
-
-
 def _coordinator() -> str:
-    return OK if is_coordinated() else "not seen"
+    return OK if Coordinator.is_seen() else "not seen"
 
 
 CHECKS: Final[dict[str, Callable[[], str]]] = {

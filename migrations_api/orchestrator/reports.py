@@ -1,4 +1,4 @@
-"""What has come of rollouts so far: counts, speed, waves, and failures grouped by how they failed."""
+"""What has come of rollouts so far: counts, speed and waves."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -6,20 +6,16 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
 
-from django.db.models import Count, Min, Q
+from django.db.models import Count, Q
 from django.db.models.functions import Now
 from django.utils import timezone
 
-from migrations_api.exceptions import TenantLocked
 from migrations_api.models import MigrationRun, Rollout
-from migrations_api.orchestrator.endings import NOT_MIGRATED
-from migrations_api.orchestrator.selection import created_meanwhile
 from migrations_api.orchestrator.strategy import Promotion, Strategy
 from migrations_api.states import ACTIVE_RUN_STATES, IN_FLIGHT_RUN_STATES, RolloutState, RunState
 
 # The speed of a rollout is that of its last so many seconds.
 WINDOW: Final = 60.0
-MAX_SHOWN: Final = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,20 +111,3 @@ def waves(rollout: Rollout) -> list[Wave]:
     for wave, state, count in rollout.runs.order_by().values_list("wave", "state").annotate(runs=Count("*")):
         found[wave][state] = count
     return [Wave(number=wave, total=sum(counts.values()), counts=counts) for wave, counts in sorted(found.items())]
-
-
-def newcomers(rollout: Rollout) -> list[str]:
-    """The ids of tenants that were created since, fit its selector and are not in it; the first hundred."""
-    return list(created_meanwhile(rollout).values_list("pk", flat=True)[:MAX_SHOWN])
-
-
-def failure_groups(rollout: Rollout) -> list[dict[str, object]]:
-    """What kept tenants from being migrated, grouped by how, the most frequent first; not what was never started."""
-    begun = ~Q(state=RunState.CANCELED) | Q(error_code=TenantLocked.code)
-    runs = MigrationRun.objects.filter(NOT_MIGRATED, begun, rollout=rollout).order_by()
-    grouped = runs.values("error_code", "error_class", "sqlstate", "failed_step").annotate(
-        count=Count("pk"), example_run_id=Min("pk")
-    )
-    groups = list(grouped.order_by("-count", "example_run_id"))
-    messages = dict(runs.filter(pk__in=[group["example_run_id"] for group in groups]).values_list("pk", "message"))
-    return [{**group, "message": messages[group["example_run_id"]]} for group in groups]

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timedelta
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from django.db import transaction
 from django.utils import timezone
@@ -19,9 +19,7 @@ from migrations_api.exceptions import (
 )
 from migrations_api.executor import Options
 from migrations_api.models import Action, MigrationRun, RequestedVia, Rollout, records
-from migrations_api.orchestrator import observations
 from migrations_api.orchestrator.abandoned import settle_abandoned
-from migrations_api.orchestrator.batches import Batch
 from migrations_api.orchestrator.fleet import how_to_repair, partial_runs, plan_for
 from migrations_api.orchestrator.selection import Arrangement, Selector, arrange, concerned_tenants
 from migrations_api.orchestrator.sources import require_target
@@ -31,7 +29,9 @@ from migrations_api.states import RunState
 from tenants.conf import load_conf
 from tenants.exceptions import TenantNotFound
 from tenants.models import Tenant
-from tenants.provisioning import create_tenant, forget_tenant
+
+if TYPE_CHECKING:
+    from migrations_api.orchestrator.batches import Batch
 
 DEFAULT_STRATEGY: Final = Strategy()
 EVERYBODY: Final = Selector()
@@ -73,36 +73,6 @@ def get_tenant(tenant_id: str) -> Tenant:
         raise TenantNotFound(tenant_id) from error
 
 
-def create(**values: Any) -> Tenant:
-    """create_tenant(), and a first look at where the new tenant stands."""
-    tenant = create_tenant(**values)
-    observations.refresh([tenant])
-    return tenant
-
-
-def create_from_template(*, provision: bool, by: str, via: str, **values: Any) -> tuple[Tenant, MigrationRun]:
-    """create_tenant(), and a pending run that copies a template into the new tenant or migrates it.
-
-    Raises InvalidOptions for a tenant that is not provisioned, and TooManyRuns, before anything is made.
-    """
-    if not provision:
-        raise InvalidOptions("Only a tenant that is provisioned can be made from a template.")
-    request = Request(options=Options(template=True), by=by, via=via)
-    _prepare(request, [values["tenant_id"]])
-    tenant = create_tenant(provision=True, **values)
-    return tenant, request_run(tenant, request)
-
-
-def forget(tenant: Tenant, *, drop: bool) -> str:
-    """forget_tenant() for a tenant that has no unfinished run; raises RunActive as well."""
-    settle_abandoned([tenant.tenant_id])
-    with transaction.atomic():
-        keep([tenant])
-        if active := MigrationRun.objects.active().filter(tenant=tenant).first():
-            raise RunActive(tenant.tenant_id, active.pk)
-        return forget_tenant(tenant, drop=drop)
-
-
 def keep(tenants: Sequence[Tenant]) -> list[Tenant]:
     """Lock the tenants' rows until the transaction ends: none is forgotten or held while it gets a run.
 
@@ -125,7 +95,7 @@ def request_run(
     *,
     expected_digest: str = "",
     retry_of: MigrationRun | None = None,
-    undo: Callable[[], Batch] | None = None,
+    undo: Callable[[], "Batch"] | None = None,
 ) -> MigrationRun:
     """A pending run; raises RunActive when the tenant has one that is not finished, TenantHeld, InvalidOptions or
     TooManyRuns.
@@ -134,7 +104,7 @@ def request_run(
     """
     check_options(request)
     require_target(tenant.isolation, request.target)
-    _prepare(request, [tenant.tenant_id])
+    prepare(request, [tenant.tenant_id])
     with transaction.atomic():
         if not (kept := keep([tenant])):
             raise TenantNotFound(tenant.tenant_id)
@@ -160,7 +130,7 @@ def lease_of(via: str) -> datetime | None:
     return timezone.now() + timedelta(seconds=load_conf().lease)
 
 
-def _prepare(request: Request, tenant_ids: Collection[str] | None = None) -> None:
+def prepare(request: Request, tenant_ids: Collection[str] | None = None) -> None:
     """Settle what dead workers left; for the API the coordinator does, so that no tenant's outage is waited for."""
     if request.via == RequestedVia.COMMAND:
         settle_abandoned(tenant_ids)
@@ -179,7 +149,7 @@ def request_rollout(
     selector: Selector = EVERYBODY,
     retry_of: Rollout | None = None,
     undoes: Rollout | None = None,
-    undo: Callable[[Sequence[Tenant]], Mapping[str, Batch]] | None = None,
+    undo: Callable[[Sequence[Tenant]], Mapping[str, "Batch"]] | None = None,
     confirmed: int | None = None,
 ) -> Rollout:
     """A rollout with a run for each tenant, pending, or skipped with the reason why it cannot be started.
@@ -192,7 +162,7 @@ def request_rollout(
     """
     check_options(request)
     chosen = concerned_tenants(tenants, request.target)
-    _prepare(request)
+    prepare(request)
     with transaction.atomic():
         kept = keep(chosen)
         batches = undo(kept) if undo else {}
@@ -216,45 +186,6 @@ def request_rollout(
     return rollout
 
 
-@dataclass(frozen=True, kw_only=True)
-class Preview:
-    """What a rollout would be; `plan` is as the tenants were last looked at."""
-
-    arrangement: Arrangement
-    selector: Selector
-    max_failures: int | None
-    max_concurrency: int | None
-    plan: observations.FleetPlan
-
-
-def preview_rollout(
-    tenants: Iterable[Tenant],
-    request: Request,
-    *,
-    strategy: Strategy = DEFAULT_STRATEGY,
-    selector: Selector = EVERYBODY,
-) -> Preview:
-    """What request_rollout() would make of it now; raises what that does but for TooManyRuns and RunActive."""
-    check_options(request)
-    arranged = arrange(concerned_tenants(tenants, request.target), strategy, shared_last=goes_back(request))
-    started = [tenant.tenant_id for wave in arranged.waves.values() for tenant in wave]
-    plan = observations.fleet_plans(request.goal, among=started)
-    return preview_of(arranged, strategy=strategy, selector=selector, plan=plan)
-
-
-def preview_of(
-    arranged: Arrangement, *, strategy: Strategy, selector: Selector, plan: observations.FleetPlan
-) -> Preview:
-    cap = strategy.max_concurrency
-    return Preview(
-        arrangement=arranged,
-        selector=selector,
-        max_failures=strategy.allowed_failures(arranged.total),
-        max_concurrency=cap.at_least_one_of(arranged.total) if cap else None,
-        plan=plan,
-    )
-
-
 def _require_confirmed(arranged: Arrangement, confirmed: int | None) -> None:
     if confirmed is not None and confirmed != arranged.total:
         raise ConfirmationRequired(f"It is for {arranged.total} tenants, and {confirmed} were confirmed.")
@@ -267,7 +198,7 @@ def _require_somebody_free(arranged: Arrangement) -> None:
         raise RunActive(first.tenant_id, MigrationRun.objects.active().get(tenant=first).pk)
 
 
-def _add_runs(rollout: Rollout, arranged: Arrangement, request: Request, batches: Mapping[str, Batch]) -> None:
+def _add_runs(rollout: Rollout, arranged: Arrangement, request: Request, batches: Mapping[str, "Batch"]) -> None:
     asked = _asked(request)
     started = [(tenant, wave) for wave, tenants in arranged.waves.items() for tenant in tenants]
     if started and not batches:
@@ -302,7 +233,7 @@ def _run(
     rollout: Rollout | None = None,
     wave: int = 0,
     *,
-    batch: Batch | None = None,
+    batch: "Batch | None" = None,
 ) -> MigrationRun:
     undo = {"undo": batch.as_dict(), "undoes_id": batch.undoes} if batch else {}
     return MigrationRun(tenant=tenant, rollout=rollout, wave=wave, **asked, **undo)

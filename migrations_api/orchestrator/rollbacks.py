@@ -16,7 +16,8 @@ from migrations_api.orchestrator.batches import (
 )
 from migrations_api.orchestrator.fleet import how_to_repair, partial_runs, plan_for
 from migrations_api.orchestrator.observations import fleet_plans_of
-from migrations_api.orchestrator.requests import Preview, Request, preview_of, request_rollout, request_run
+from migrations_api.orchestrator.previews import Preview, preview_of
+from migrations_api.orchestrator.requests import Request, request_rollout, request_run
 from migrations_api.orchestrator.selection import Selector, arrange
 from migrations_api.orchestrator.sources import source_for
 from migrations_api.orchestrator.strategy import Strategy

@@ -1,7 +1,6 @@
 """What can be done with a rollout that exists. Each verb holds its row, so that of two that race one comes second."""
 
 from datetime import timedelta
-from functools import partial
 from typing import Any
 
 from django.db import transaction
@@ -9,7 +8,7 @@ from django.db.models import Q
 from django.db.models.functions import Coalesce, Now
 
 from migrations_api.exceptions import InvalidTransition
-from migrations_api.models import Action, RequestedVia, Rollout
+from migrations_api.models import Coordinator, Rollout
 from migrations_api.orchestrator.advance import (
     TOO_MANY_FAILURES,
     WAVE_FAILED,
@@ -17,12 +16,7 @@ from migrations_api.orchestrator.advance import (
     following_wave,
     open_wave,
 )
-from migrations_api.orchestrator.batches import rests_of
 from migrations_api.orchestrator.endings import finish_if_done, give_up_unreadable
-from migrations_api.orchestrator.readiness import is_coordinated
-from migrations_api.orchestrator.requests import request_rollout, same_again
-from migrations_api.orchestrator.selection import Selector, select
-from migrations_api.orchestrator.strategy import Strategy
 from migrations_api.states import (
     ACTIVE_ROLLOUT_STATES,
     FAILED_RUN_STATES,
@@ -65,7 +59,7 @@ def resume(rollout: Rollout) -> None:
 
 def take_over(rollout: Rollout) -> bool:
     """Make the caller the one that carries the rollout out, unless somebody does; returns whether it is."""
-    if is_coordinated():
+    if Coordinator.is_seen():
         return False
     lease = Now() + timedelta(seconds=load_conf().lease)
     free = Q(lease_expires_at=None) | Q(lease_expires_at__lt=Now())
@@ -119,27 +113,6 @@ def cancel(rollout: Rollout, why: str) -> None:
     """Start nothing more; what runs is left to its worker."""
     Rollout.objects.filter(pk=rollout.pk).transition("cancel")
     cancel_pending(rollout, why)
-
-
-def retry_rollout(rollout: Rollout, *, by: str, via: str = RequestedVia.API, allow_backwards: bool = True) -> Rollout:
-    """A new rollout over the tenants that this one has not migrated, with the same target, options and strategy.
-
-    `allow_backwards` can only take a right away. Raises InvalidTransition while the rollout goes on or when it has
-    left nobody behind, and what request_rollout() raises.
-    """
-    rollout.refresh_from_db()
-    if rollout.state in ACTIVE_ROLLOUT_STATES:
-        raise InvalidTransition(f"Rollout {rollout.pk} is {rollout.state}; one that goes on cannot be retried.")
-    selector = Selector(unfinished_in=rollout.pk)
-    tenants = select(selector)
-    if not tenants:
-        raise InvalidTransition(f"Rollout {rollout.pk} has left no tenant behind; there is nothing to retry.")
-    request = same_again(rollout, by=by, via=via, allow_backwards=allow_backwards)
-    strategy = Strategy.from_dict(rollout.strategy)
-    undo = partial(rests_of, rollout) if rollout.action == Action.ROLLBACK else None
-    return request_rollout(
-        tenants, request, strategy=strategy, selector=selector, retry_of=rollout, undoes=rollout.undoes, undo=undo
-    )
 
 
 def _locked(rollout: Rollout) -> Rollout:

@@ -10,6 +10,7 @@ from operator import or_
 from typing import ClassVar, Final
 
 from django.db.models import QuerySet
+from django.utils.module_loading import import_string
 
 from migrations_api.exceptions import (
     InvalidOptions,
@@ -23,7 +24,6 @@ from migrations_api.exceptions import (
 from migrations_api.models import Action, MigrationRun, Rollout, TenantObservation
 from migrations_api.orchestrator.endings import NOT_MIGRATED
 from migrations_api.orchestrator.fleet import how_to_repair, partial_runs
-from migrations_api.orchestrator.observations import statuses_filter
 from migrations_api.orchestrator.sources import concerned_kinds
 from migrations_api.orchestrator.stored import Stored
 from migrations_api.orchestrator.strategy import Amount, Strategy, split
@@ -34,6 +34,9 @@ from tenants.models import Isolation, Tenant
 SHARED_WAVE: Final = 0
 # A tenant's row is committed some time after the moment that it has as its `created_at`.
 SLACK: Final = timedelta(minutes=1)
+MAX_SHOWN: Final = 100
+# Loaded where tenants are selected by it.
+_STATUSES_FILTER: Final = "migrations_api.orchestrator.observations.statuses_filter"
 
 
 @dataclass(frozen=True)
@@ -113,7 +116,7 @@ def select(selector: Selector) -> list[Tenant]:
     if selector.tenant_ids is not None:
         tenants = tenants.filter(pk__in=selector.tenant_ids)
     if selector.status:
-        tenants = tenants.filter(reduce(or_, map(statuses_filter, sorted(set(selector.status)))))
+        tenants = tenants.filter(reduce(or_, map(import_string(_STATUSES_FILTER), sorted(set(selector.status)))))
     if selector.failed_in is not None:
         failed = MigrationRun.objects.filter(rollout=selector.failed_in, state__in=FAILED_RUN_STATES)
         tenants = tenants.filter(pk__in=failed.values("tenant"))
@@ -167,6 +170,11 @@ def created_meanwhile(rollout: Rollout) -> QuerySet[Tenant]:
     if rollout.finished_at is not None:
         tenants = tenants.filter(created_at__lte=rollout.finished_at)
     return tenants.exclude(pk__in=rollout.runs.values("tenant")).order_by("pk")
+
+
+def newcomers(rollout: Rollout) -> list[str]:
+    """The ids of tenants that were created since, fit its selector and are not in it; the first hundred."""
+    return list(created_meanwhile(rollout).values_list("pk", flat=True)[:MAX_SHOWN])
 
 
 @dataclass(frozen=True, kw_only=True)

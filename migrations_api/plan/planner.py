@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final
 
 from django.apps import apps
 from django.db.migrations.exceptions import AmbiguityError, NodeNotFoundError
@@ -13,14 +13,19 @@ from django.db.migrations.executor import MigrationExecutor
 from django.db.migrations.loader import MigrationLoader
 from django.db.migrations.migration import Migration
 from django.db.migrations.state import ProjectState
+from django.utils.module_loading import import_string
 
 from migrations_api import exceptions
-from migrations_api.plan.risk import Risk, risks_of
 from migrations_api.plan.source import Key, MigrationSource, TenantLoader
+
+if TYPE_CHECKING:
+    from migrations_api.plan.risk import Risk
 
 Applied = frozenset[Key]
 # The newest ids of a tenant's permissions and content types.
 Marks = tuple[int, int]
+# Loaded with the first step that is planned: it knows operations that few projects have.
+_RISKS_OF: Final = "migrations_api.plan.risk.risks_of"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +47,7 @@ class Step:
     atomic: bool = True
     reversible: bool = True
     operations: tuple[str, ...] = ()
-    risks: tuple[Risk, ...] = ()
+    risks: "tuple[Risk, ...]" = ()
     digest: str = field(default="", repr=False)
     # Whether it is only recorded, or taken out of the record, whatever the run's options are.
     fake: bool = False
@@ -206,7 +211,7 @@ def step_of(migration: Migration, source: MigrationSource, *, backwards: bool) -
         atomic=bool(migration.atomic),
         reversible=all(operation.reversible for operation in migration.operations),
         operations=tuple(operation.describe() for operation in migration.operations),
-        risks=tuple(risks_of(migration.operations, backwards=backwards)),
+        risks=tuple(import_string(_RISKS_OF)(migration.operations, backwards=backwards)),
         digest=source.digests[migration.app_label, migration.name],
     )
 

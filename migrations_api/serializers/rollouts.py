@@ -8,7 +8,7 @@ from rest_framework import serializers
 
 from migrations_api.exceptions import InvalidOptions
 from migrations_api.models import Rollout
-from migrations_api.orchestrator import reports
+from migrations_api.orchestrator import reports, selection
 from migrations_api.orchestrator.selection import Shard
 from migrations_api.orchestrator.strategy import FailureMode, OnError, Promotion
 from migrations_api.serializers.fields import (
@@ -192,7 +192,7 @@ class RolloutDetailSerializer(RolloutSerializer):
         return WaveSerializer(reports.waves(rollout), many=True).data
 
     def get_newcomers(self, rollout: Rollout) -> list[str]:
-        return reports.newcomers(rollout)
+        return selection.newcomers(rollout)
 
 
 class PreviewWaveSerializer(serializers.Serializer[Any]):

@@ -7,6 +7,7 @@ from rest_framework.response import Response
 
 from migrations_api.models import RequestedVia, Role
 from migrations_api.orchestrator import rollout_verbs
+from migrations_api.orchestrator.retries import retry_rollout
 from migrations_api.rest import docs
 from migrations_api.rest.accepted import accepted_rollout, accepting
 from migrations_api.rest.asking import grave_words
@@ -117,7 +118,7 @@ class RolloutRetryView(ServiceView):
         rollout = get_rollout(rollout_id)
         if grave := grave_words(rollout.options, rollout.migration_name, rollout.action):
             require_role(request, Role.ADMIN, f"{grave[0]} needs the admin role.")
-        again = rollout_verbs.retry_rollout(
+        again = retry_rollout(
             rollout,
             by=request.user.get_username(),
             via=RequestedVia.API,

@@ -8,6 +8,8 @@ from rest_framework.response import Response
 
 from migrations_api.models import Role, Rollout
 from migrations_api.orchestrator import reports, requests
+from migrations_api.orchestrator.endings import failure_groups
+from migrations_api.orchestrator.previews import preview_rollout
 from migrations_api.orchestrator.selection import Selector, select
 from migrations_api.orchestrator.strategy import Strategy
 from migrations_api.rest import docs
@@ -52,7 +54,7 @@ class MigrateAllView(ServiceView):
         selector = Selector.from_dict(body["selector"]).seeded()
         strategy = Strategy.from_dict(body["strategy"])
         if body["dry_run"]:
-            preview = requests.preview_rollout(select(selector), asked, strategy=strategy, selector=selector)
+            preview = preview_rollout(select(selector), asked, strategy=strategy, selector=selector)
             return Response(RolloutPreviewSerializer(preview).data)
         rollout = requests.request_rollout(select(selector), asked, strategy=strategy, selector=selector)
         self.object_id = str(rollout.pk)
@@ -99,7 +101,7 @@ class RolloutFailuresView(ServiceView):
 
     @documented("list_rollout_failures", {200: FailureGroupSerializer(many=True)}, errors=[404])
     def get(self, request: Request, rollout_id: int) -> Response:
-        return Response(FailureGroupSerializer(reports.failure_groups(get_rollout(rollout_id)), many=True).data)
+        return Response(FailureGroupSerializer(failure_groups(get_rollout(rollout_id)), many=True).data)
 
 
 class RolloutEventsView(ServiceView):

@@ -6,7 +6,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from migrations_api.models import RequestedVia, Role
-from migrations_api.orchestrator import requests
+from migrations_api.orchestrator import registration, requests
 from migrations_api.orchestrator.batches import last_batches, migration_status
 from migrations_api.orchestrator.fleet import plan_for
 from migrations_api.orchestrator.holds import hold, release
@@ -68,13 +68,13 @@ class TenantsView(ServiceView):
     def post(self, request: Request) -> Response:
         body = self.body(CreateTenantRequestSerializer).validated_data
         self.touched = [body["tenant_id"]]
-        tenant = self._from_template(request, body) if body.pop("template") else requests.create(**body)
+        tenant = self._from_template(request, body) if body.pop("template") else registration.create(**body)
         location = request.build_absolute_uri(reverse("tenant", kwargs={"tenant_id": tenant.tenant_id}))
         return Response(tenant_data([tenant])[0], status=201, headers={"Location": location})
 
     def _from_template(self, request: Request, body: dict[str, Any]) -> Tenant:
         by = request.user.get_username()
-        tenant, _ = requests.create_from_template(**body, by=by, via=RequestedVia.API)
+        tenant, _ = registration.create_from_template(**body, by=by, via=RequestedVia.API)
         return tenant
 
 
@@ -100,7 +100,7 @@ class TenantView(ServiceView):
         tenant = self.tenant()
         if self.query["drop"] and self.query["confirm"] != tenant_id:
             raise Problem(422, "confirmation_required", f"To drop all its data, send confirm={tenant_id} as well.")
-        requests.forget(tenant, drop=self.query["drop"])
+        registration.forget(tenant, drop=self.query["drop"])
         return Response(status=204)
 
 

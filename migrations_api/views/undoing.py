@@ -9,7 +9,7 @@ from migrations_api.exceptions import PlanChanged
 from migrations_api.models import Action, RequestedVia, Role
 from migrations_api.orchestrator import requests
 from migrations_api.orchestrator.fleet import plan_for
-from migrations_api.orchestrator.requests import Preview
+from migrations_api.orchestrator.previews import Preview, preview_rollout
 from migrations_api.orchestrator.rollbacks import (
     chosen,
     preview_rollout_rollback,
@@ -171,7 +171,7 @@ class WholeTenantsView(ServiceView):
         strategy = Strategy.from_dict(body["strategy"])
         tenants = select(selector)
         if body["dry_run"] or "confirm" not in body:
-            preview = requests.preview_rollout(tenants, asked, strategy=strategy, selector=selector)
+            preview = preview_rollout(tenants, asked, strategy=strategy, selector=selector)
             return previewed(preview, dry_run=body["dry_run"])
         rollout = requests.request_rollout(
             tenants, asked, strategy=strategy, selector=selector, confirmed=body["confirm"]

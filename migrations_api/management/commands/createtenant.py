@@ -6,7 +6,8 @@ from django.db import DEFAULT_DB_ALIAS
 from migrations_api.executor import Options
 from migrations_api.management.base import EXIT_USAGE, ServiceCommand, label, user
 from migrations_api.management.commands.migratetenant import carry_out
-from migrations_api.orchestrator.requests import Request, create, request_run
+from migrations_api.orchestrator.registration import create
+from migrations_api.orchestrator.requests import Request, request_run
 from tenants.exceptions import InvalidName
 from tenants.models import Isolation
 from tenants.names import validate_name, validate_tenant_id

@@ -3,7 +3,8 @@ from typing import Any
 from django.core.management.base import CommandError, CommandParser
 
 from migrations_api.management.base import EXIT_USAGE, ServiceCommand, tenant_id
-from migrations_api.orchestrator.requests import forget, get_tenant
+from migrations_api.orchestrator.registration import forget
+from migrations_api.orchestrator.requests import get_tenant
 
 
 class Command(ServiceCommand):

@@ -1,6 +1,7 @@
-from typing import Any
+from typing import Any, Final
 
 from django.core.management.base import CommandParser
+from django.utils.module_loading import import_string
 
 from migrations_api.exceptions import InvalidOptions
 from migrations_api.management.base import (
@@ -21,14 +22,17 @@ from migrations_api.management.rollout_options import (
     selector_of,
     strategy_of,
 )
-from migrations_api.management.undoing import roll_back
-from migrations_api.orchestrator import observations
 from migrations_api.orchestrator.fleet import plans_for
-from migrations_api.orchestrator.requests import Request, preview_rollout, request_rollout
+from migrations_api.orchestrator.requests import Request, request_rollout
 from migrations_api.orchestrator.selection import Selector, concerned_tenants, select
 from tenants.conf import load_conf
 from tenants.exceptions import ServiceError
 from tenants.models import Tenant
+
+# Loaded by whoever asks for it; a deploy asks for none of them.
+PREVIEW: Final = "migrations_api.orchestrator.previews.preview_rollout"
+REFRESH: Final = "migrations_api.orchestrator.observations.refresh"
+ROLL_BACK: Final = "migrations_api.management.undoing.roll_back"
 
 
 class Command(ServiceCommand):
@@ -51,15 +55,16 @@ class Command(ServiceCommand):
         if options["pretend"]:
             raise InvalidOptions("The SQL is that of one tenant: migratetenant --pretend.")
         if options["rollback"] is not None:
-            roll_back(self, options["rollback"], dry_run=dry_run, executor=executor, verbosity=verbosity, **options)
+            values = {"dry_run": dry_run, "executor": executor, "verbosity": verbosity, **options}
+            import_string(ROLL_BACK)(self, options["rollback"], **values)
             return
         request, selector, strategy = request_of(options), selector_of(options), strategy_of(options)
         tenants = self._selected(selector)
         if plan or check:
             self._show_plans(tenants, request, plan=plan, check=check, output=options["format"])
         elif dry_run:
-            observations.refresh(tenants)
-            preview = preview_rollout(tenants, request, strategy=strategy, selector=selector)
+            import_string(REFRESH)(tenants)
+            preview = import_string(PREVIEW)(tenants, request, strategy=strategy, selector=selector)
             write_preview(self, preview, output=options["format"])
         else:
             rollout = request_rollout(tenants, request, strategy=strategy, selector=selector)
@@ -68,7 +73,7 @@ class Command(ServiceCommand):
     def _selected(self, selector: Selector) -> list[Tenant]:
         if selector.status:
             # Without a coordinator, nobody has looked lately.
-            observations.refresh()
+            import_string(REFRESH)()
         return select(selector)
 
     def _show_plans(self, tenants: list[Tenant], request: Request, *, plan: bool, check: bool, output: str) -> None:

@@ -10,8 +10,9 @@ from migrations_api.management.tables import write_table
 from migrations_api.models import MigrationRun, RequestedVia, Rollout
 from migrations_api.orchestrator import rollout_verbs, verbs
 from migrations_api.orchestrator.abandoned import settle_abandoned
-from migrations_api.orchestrator.endings import NOT_MIGRATED
-from migrations_api.orchestrator.reports import failure_groups, reports
+from migrations_api.orchestrator.endings import NOT_MIGRATED, failure_groups
+from migrations_api.orchestrator.reports import reports
+from migrations_api.orchestrator.retries import retry_rollout
 from migrations_api.orchestrator.rollout_verbs import is_abandoned
 from migrations_api.orchestrator.selection import SHARED_WAVE
 from migrations_api.serializers.rollouts import RolloutDetailSerializer, RolloutSerializer
@@ -117,7 +118,7 @@ class Command(ServiceCommand):
 
     def retry(self, rollout: Rollout, *, format: str, executor: str, verbosity: int, **options: Any) -> None:  # noqa: A002
         try:
-            again = rollout_verbs.retry_rollout(rollout, by=user(), via=RequestedVia.COMMAND)
+            again = retry_rollout(rollout, by=user(), via=RequestedVia.COMMAND)
         except InvalidTransition as error:
             hint = f"\n{try_again_later()}" if rollout.foreground and rollout.state in ACTIVE_ROLLOUT_STATES else ""
             raise failed(error.code, f"{error.message}{hint}") from error
