@@ -333,7 +333,7 @@ def test_parallel__a_worker_that_died_while_idle_is_replaced(plane: None) -> Non
     done: list[Event] = []
 
     def report(run_id: int, *, emit: Emit, should_stop: Callable[[], bool]) -> None:
-        emit(Event(run_id=run_id, tenant_id="acme"))
+        emit(RunStarted(run_id=run_id, tenant_id="acme", tenant_name="ACME"))
 
     dispatcher = ParallelDispatcher(
         Terms(work=report, max_concurrency=1, emit=done.append, should_stop=lambda: False, on_lost=lambda run_id: None)
