@@ -55,8 +55,10 @@ def _batches(rollout: Rollout) -> Iterator[Sequence[MigrationRun]]:
         .exclude(tenant__isolation=Isolation.DATABASE)
         .filter(tenant__held_at=None)
         .filter(tenant__observation__partial=False, tenant__observation__error_code="")
-        .annotate(last_state=Subquery(last.values("state")[:1]), left=Subquery(last.values("applied_after")[:1]))
-        .filter(last_state=RunState.SUCCEEDED, left=F("tenant__observation__applied"))
+        # As annotations, these would be found once more for what is selected.
+        .alias(last_state=Subquery(last.values("state")[:1]), last_left=Subquery(last.values("applied_after")[:1]))
+        .filter(last_state=RunState.SUCCEEDED, last_left=F("tenant__observation__applied"))
+        .annotate(left=F("tenant__observation__applied"))
         .select_related("tenant")
         .only("tenant", "rollout", "state", "error_code", "failed_step", "message")
         .order_by("pk")
