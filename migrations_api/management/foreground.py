@@ -106,6 +106,8 @@ def gate_line(rollout: Rollout) -> str:
 def _results(command: ServiceCommand, ended: list[RunEnded], rollout: Rollout) -> dict[str, str]:
     """What became of each tenant; the reasons that no event has told go to stderr."""
     results = {event.tenant_id: result_of(event) for event in ended}
+    if len(results) == rollout.total:
+        return results
     done = Count("steps", filter=Q(steps__state__in=DONE_STEP_STATES))
     untold = rollout.runs.exclude(tenant_id__in=results).annotate(done=done).order_by("wave", "tenant_id")
     busy = False
