@@ -519,3 +519,12 @@ def test_settle__that_comes_too_late_leaves_the_steps_to_whoever_has_the_run(
     run.refresh_from_db()
     assert (run.state, run.attempt) == ("running", 2)
     assert [step.state for step in run.steps.order_by("position")] == ["running"] + ["pending"] * (len(plan.steps) - 1)
+
+
+def test_settle__takes_two_questions_where_no_lease_has_run_out(
+    make_tenant: MakeTenant, django_assert_num_queries: Any
+) -> None:
+    request_rollout([make_tenant("acme"), make_tenant("globex")], Request())
+    with django_assert_num_queries(2):
+        settle_abandoned()
+    assert set(MigrationRun.objects.values_list("state", flat=True)) == {"pending"}
