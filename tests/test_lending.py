@@ -1,33 +1,17 @@
 """Models that are lent to one tenant's Python code after another's: each finds them as if they had been made for it."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
 import pytest
 from django.db import migrations, models
-from django.db.migrations.state import StateApps
 
+from tests.registries import registries
 from tests.small_app import Code, MakeTenant, add_field, migrate, migration, query, standing_at_first
 
 # What code keeps from one time to the next.
 Kept = list[Any]
-
-
-@contextmanager
-def registries() -> Iterator[list[int]]:
-    """Counts how often models were rendered, or a registry asked to let go of them."""
-    found: list[int] = []
-    make = StateApps.__init__
-
-    def counted(self: StateApps, *given: Any, **named: Any) -> None:
-        found.append(len(found))
-        make(self, *given, **named)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(StateApps, "__init__", counted)
-        yield found
 
 
 def use_rows(apps: Any, editor: Any) -> None:

@@ -1,5 +1,6 @@
 """What tenants that stand at the same place share in one process, and that nothing else passes from one to the next."""
 
+from dataclasses import replace
 from datetime import date
 from typing import Any
 
@@ -9,9 +10,12 @@ from django.db.models.signals import pre_migrate
 from psycopg2 import sql
 
 from migrations_api.executor import rehearsal
+from migrations_api.orchestrator import sources
 from migrations_api.plan import Target
+from migrations_api.plan.source import load_source
 from tenants import watch
 from tests import catalog
+from tests.registries import registries
 from tests.schema_editors import schema_editors
 from tests.small_app import Code, MakeTenant, migrate, migration, query, standing_at_first
 
@@ -239,3 +243,56 @@ def test_watch__can_change_nothing(make_tenant: MakeTenant) -> None:
 def test_watch__of_one_database_serves_all_its_schemas(make_tenant: MakeTenant) -> None:
     assert watch.watch_of(make_tenant("one")) is watch.watch_of(make_tenant("two"))
     assert watch.watch_of(make_tenant("three", isolation="database")) is None
+
+
+@pytest.fixture
+def with_content_types(code: Code, settings: Any, monkeypatch: pytest.MonkeyPatch) -> Code:
+    """As `code`, of tenants that keep the content types of their models."""
+
+    def is_now(**kinds: Any) -> None:
+        code(**kinds)
+        orders, types = sources._load(), load_source(frozenset({"contenttypes"}), outside_allowed=False)
+        migrations = {**types.migrations, **orders.migrations}
+        both = replace(orders, labels=orders.labels | types.labels, migrations=migrations)
+        monkeypatch.setattr(sources, "_load", lambda *key: both)
+        settings.TENANT_APPS = ["django.contrib.contenttypes", *settings.TENANT_APPS]
+
+    return is_now
+
+
+def test_renamed_models__take_their_content_types_along(make_tenant: MakeTenant, with_content_types: Code) -> None:
+    total = migrations.AddField("Purchase", "total", models.IntegerField(null=True))
+    with_content_types(
+        m2=migration("m2", migrations.RenameModel("Order", "Purchase"), total),
+        m3=migration("m3", migrations.RenameModel("Purchase", "Sale"), after="m2"),
+    )
+    tenants = standing_at_first(make_tenant, 5)
+    named = "SELECT id, model FROM django_content_type WHERE app_label = 'orders'"
+    for tenant in tenants:
+        migrate(tenant, Target(app_label="contenttypes"))
+        [[number, model]] = query(tenant, named)
+        assert model == "order"
+        with registries() as rendered:
+            assert migrate(tenant).state == "succeeded"
+        assert query(tenant, named) == [(number, "sale")]
+        if tenant in tenants[2:]:
+            assert not rendered
+
+
+def test_renamed_models__and_operations_of_somebody_elses(make_tenant: MakeTenant, with_content_types: Code) -> None:
+    added = []
+
+    def add(plan: Any, app_config: Any, **values: Any) -> None:
+        if app_config.label == "orders":
+            plan[-1][0].operations.append(migrations.RunPython(lambda apps, editor: added.append("run")))
+
+    with_content_types(m2=migration("m2", migrations.RenameModel("Order", "Purchase")))
+    tenants = standing_at_first(make_tenant, 3)
+    for tenant in tenants:
+        migrate(tenant, Target(app_label="contenttypes"))
+    pre_migrate.connect(add)
+    try:
+        assert [migrate(tenant).state for tenant in tenants] == ["succeeded"] * 3
+    finally:
+        pre_migrate.disconnect(add)
+    assert added == ["run"] * 3

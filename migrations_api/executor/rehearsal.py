@@ -15,8 +15,9 @@ from functools import cached_property
 from typing import Any, Final
 
 from django.apps import AppConfig, apps
-from django.contrib.contenttypes.management import inject_rename_contenttypes_operations
+from django.contrib.contenttypes.management import RenameContentType, inject_rename_contenttypes_operations
 from django.contrib.postgres import operations as postgres
+from django.db import DEFAULT_DB_ALIAS
 from django.db import Error as DatabaseError
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.migrations import operations
@@ -62,6 +63,8 @@ SHARING: Final = frozenset(
 )
 # Those of them whose statements Django writes.
 DJANGOS: Final = SHARING - {operations.RunSQL}
+# Those that are code, and are lent what they are given.
+CODE: Final = frozenset({operations.RunPython, RenameContentType})
 # Changing rows may call triggers, which may be each tenant's own.
 HARMLESS: Final = re.compile(r"\s*(ALTER|CREATE|DROP|COMMENT|SELECT)\b", re.IGNORECASE)
 # What a constraint is called in its own statement that old rows may break.
@@ -202,7 +205,7 @@ class Rehearsal:
         noted = self.noted.get(_key(migration))
         return (
             noted is not None
-            and all(type(operation) in DJANGOS for operation in migration.operations)
+            and all(type(operation) in DJANGOS for operation in self.operations[_key(migration)])
             and all(HARMLESS.match(statement) and '"."' not in statement for statement, _ in noted)
         )
 
@@ -255,11 +258,23 @@ class Rehearsal:
         found = self._whole.get(server_version)
         return found if found is not None and self._tells_nobody else None
 
+    @cached_property
+    def operations(self) -> dict[Key, list[Operation]]:
+        """What each migration consists of, with what Django's own receiver of pre_migrate puts into it.
+
+        For models that get another name, it adds that their content types do.
+        """
+        alike: list[tuple[Any, bool]] = [(copy(migration), backwards) for migration, backwards in self.plan.migrations]
+        for (migration, _), written in zip(alike, self._written, strict=True):
+            migration.operations = list(written)
+        if inject_rename_contenttypes_operations in signals.receivers(pre_migrate, self._configs):
+            inject_rename_contenttypes_operations(plan=alike, apps=self.before.apps, using=DEFAULT_DB_ALIAS)
+        return {_key(migration): migration.operations for migration, _ in alike}
+
     def is_altered(self) -> bool:
-        """Whether receivers of pre_migrate have put operations of their own into the plan."""
-        return any(
-            migration.operations != written
-            for (migration, _), written in zip(self.plan.migrations, self._written, strict=True)
+        """Whether other receivers of pre_migrate have put operations of their own into the plan."""
+        return not all(
+            _are_alike(migration.operations, self.operations[_key(migration)]) for migration, _ in self.plan.migrations
         )
 
     def restore(self) -> None:
@@ -285,7 +300,7 @@ class Rehearsal:
         _ = state.apps
         for migration in self.order:
             states = self._states[_key(migration)] = [state]
-            for operation in migration.operations:
+            for operation in self.operations[_key(migration)]:
                 state = state.clone()
                 operation.state_forwards(migration.app_label, state)
                 _share(states[-1], state)
@@ -312,14 +327,14 @@ class Rehearsal:
             states = self.states(migration)
             self._around[key] = [
                 self._around_one(operation, states[place : place + 2])
-                for place, operation in enumerate(migration.operations)
+                for place, operation in enumerate(self.operations[key])
             ]
         return self._around[key]
 
     def _around_one(self, operation: Operation, states: Sequence[ProjectState]) -> Around:
         if type(operation) in SHARING:
             return lambda: nullcontext(states)
-        if type(operation) is not operations.RunPython:
+        if type(operation) not in CODE:
             return lambda: nullcontext([isolated(state) for state in states])
         self._lent += len(states[0].models)
         lender = Lender(states[0], lends=self._lent <= MOST_MODELS)
@@ -375,6 +390,19 @@ class Rehearsal:
 
 def _key(migration: Migration) -> Key:
     return migration.app_label, migration.name
+
+
+def _are_alike(some: Sequence[Operation], others: Sequence[Operation]) -> bool:
+    """Whether they are the same, but for what Django's own receiver makes anew each time."""
+    return len(some) == len(others) and all(
+        one is other
+        or (isinstance(one, RenameContentType) and type(one) is type(other) and _renamed(one) == _renamed(other))
+        for one, other in zip(some, others, strict=True)
+    )
+
+
+def _renamed(operation: Any) -> tuple[str, str, str]:
+    return operation.app_label, operation.old_model, operation.new_model
 
 
 def _share(before: ProjectState, after: ProjectState) -> None:
