@@ -21,7 +21,7 @@ from django.db import connections
 from psycopg2 import sql
 
 from benchmarks.processor import processor_time
-from migrations_api.executor import Options, execute, execution, rehearsal
+from migrations_api.executor import Options, execute, execution, repertoire
 from migrations_api.executor.journal import JournalKeeper
 from migrations_api.executor.migrator import TenantMigrator
 from migrations_api.executor.verification import Faults
@@ -149,7 +149,7 @@ def emptied(tenants: Sequence[Tenant]) -> None:
 
 def timed(migrate: Migrate, tenants: Sequence[Tenant], target: Target, server: int) -> Took:
     """Of tenants of which nothing is known yet, in sessions that are not open yet."""
-    rehearsal.clear()
+    repertoire.clear()
     close_kept()
     took = []
     with migrate(tenants, target) as parts:

@@ -9,7 +9,7 @@ from django.contrib.auth.models import Group
 from psycopg2 import sql
 from rest_framework.test import APIClient
 
-from migrations_api.executor import rehearsal
+from migrations_api.executor import repertoire
 from migrations_api.models import ApiToken, Role
 from migrations_api.orchestrator import sources
 from tenants.backends import backend_for
@@ -112,9 +112,9 @@ def broken(settings: Any) -> Iterator[Callable[..., None]]:
 @pytest.fixture
 def forgotten() -> Iterator[None]:
     """What tenants share in this process begins and ends with the test."""
-    rehearsal.clear()
+    repertoire.clear()
     yield
-    rehearsal.clear()
+    repertoire.clear()
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from django.conf import settings as configured
 from django.db.backends.postgresql.schema import DatabaseSchemaEditor
 
 from migrations_api.exceptions import CannotPretend, InvalidOptions, IrreversibleMigration, NothingToRollBack
-from migrations_api.executor import rehearsal
+from migrations_api.executor import repertoire
 from migrations_api.executor.transcript import Transcript
 from migrations_api.models import Action, MigrationRun
 from migrations_api.orchestrator.fleet import plan_for
@@ -60,7 +60,7 @@ def _names(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def _first_tenants() -> None:
     """Of which every statement goes through a schema editor, where it is captured."""
-    rehearsal.clear()
+    repertoire.clear()
 
 
 def left_behind() -> set[str]:

@@ -9,7 +9,7 @@ from django.db import migrations, models
 from django.db.models.signals import pre_migrate
 from psycopg2 import sql
 
-from migrations_api.executor import rehearsal
+from migrations_api.executor import repertoire
 from migrations_api.orchestrator import sources
 from migrations_api.plan import Target
 from migrations_api.plan.source import load_source
@@ -214,11 +214,11 @@ def test_receivers__may_add_operations_for_each_tenant(make_tenant: MakeTenant, 
 
 
 def test_rehearsals__are_few(make_tenant: MakeTenant, code: Code, monkeypatch: Any) -> None:
-    monkeypatch.setattr(rehearsal, "KEPT", 2)
+    monkeypatch.setattr(repertoire, "KEPT", 2)
     code(m2=migration("m2", migrations.AddField("Order", "total", models.IntegerField(null=True))))
     for number, name in enumerate(("0001_initial", "m2", "0001_initial")):
         migrate(make_tenant(f"t{number}"), Target(app_label="orders", migration_name=name))
-    assert len(rehearsal._rehearsals) == 2
+    assert len(repertoire._rehearsals) == 2
 
 
 def test_watch__that_the_server_has_ended_is_opened_again(make_tenant: MakeTenant, code: Code) -> None:

@@ -22,7 +22,7 @@ from psycopg2 import extensions, sql
 from psycopg2.extensions import ISOLATION_LEVEL_SERIALIZABLE
 from psycopg2.extras import DictCursor
 
-from migrations_api.executor import Options, rehearsal
+from migrations_api.executor import Options, repertoire
 from migrations_api.executor.lock import lock_key
 from migrations_api.models import MigrationRun
 from migrations_api.orchestrator.recorder import session_name
@@ -367,10 +367,10 @@ def test_own_session__for_a_plan_backwards(scripted: Scripted, observer: Observe
 
 def test_script__is_not_sent_to_another_version_of_the_server(scripted: Scripted) -> None:
     tenants = scripted(4)
-    for scripts in rehearsal._scripts.values():
+    for scripts in repertoire._scripts.values():
         for version in list(scripts):
             scripts[version - 10000] = scripts.pop(version)
-    for each in rehearsal._rehearsals.values():
+    for each in repertoire._rehearsals.values():
         each._agreed.clear()
     written = []
     for tenant in tenants:

@@ -9,7 +9,7 @@ from django.db import migrations, models
 from django.db.migrations.operations.base import Operation
 from django.db.models import F, Q
 
-from migrations_api.executor import rehearsal
+from migrations_api.executor import repertoire
 from migrations_api.executor.rehearsal import Rehearsal
 from migrations_api.orchestrator import sources
 from migrations_api.plan import MigrationSource
@@ -173,6 +173,6 @@ def test_script__leaves_what_django_leaves(
     scripts.clear()
     followed = migrated(make_tenant("third"))
     assert any(scripts)
-    rehearsal.clear()
+    repertoire.clear()
 
     assert followed == migrated(make_tenant("alone"))

@@ -19,7 +19,8 @@ from migrations_api.executor.lock import blocker, tenant_lock
 from migrations_api.executor.migrator import TenantMigrator
 from migrations_api.executor.model_rows import forget_model_rows, model_marks
 from migrations_api.executor.outcome import End, Failure, Observer, Options, Outcome, StepResult, StopRequested
-from migrations_api.executor.rehearsal import Rehearsal, may_be_passed_on, rehearsal_of, server_version
+from migrations_api.executor.rehearsal import Rehearsal, server_version
+from migrations_api.executor.repertoire import may_be_passed_on, rehearsal_of
 from migrations_api.executor.script import Script
 from migrations_api.executor.syncdb import sync_apps
 from migrations_api.executor.verification import (

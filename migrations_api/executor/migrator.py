@@ -18,8 +18,9 @@ from migrations_api.executor.guard import Standing, locked_things, made_things, 
 from migrations_api.executor.journal import JournalKeeper, flush_deferred
 from migrations_api.executor.lending import isolated
 from migrations_api.executor.outcome import Observer, StepResult, StopRequested
-from migrations_api.executor.rehearsal import Departure, Rehearsal, Tape, server_version
+from migrations_api.executor.rehearsal import Rehearsal, server_version
 from migrations_api.executor.script import Script
+from migrations_api.executor.tape import Departure, Tape
 from migrations_api.plan import Plan, Planner, Step
 from tenants.conf import load_conf
 from tenants.exceptions import OutsideTenant, ServerError

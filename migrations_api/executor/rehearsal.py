@@ -7,18 +7,15 @@ truth. What nothing about a tenant could change is sent as it stands, once two t
 """
 
 import re
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from copy import copy
 from functools import cached_property
 from typing import Any, Final
 
 from django.apps import AppConfig, apps
 from django.contrib.contenttypes.management import RenameContentType, inject_rename_contenttypes_operations
-from django.contrib.postgres import operations as postgres
 from django.db import DEFAULT_DB_ALIAS
-from django.db import Error as DatabaseError
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.migrations import operations
 from django.db.migrations.migration import Migration
@@ -30,37 +27,11 @@ from migrations_api.executor import signals
 from migrations_api.executor.lending import MOST_MODELS, Lender, isolated
 from migrations_api.executor.model_types import RECEIVERS, ModelTypes, model_types
 from migrations_api.executor.script import Script, Statement, script_of
+from migrations_api.executor.tape import SHARING, Around
 from migrations_api.executor.verification import tables_of
-from migrations_api.plan import Applied, Key, MigrationSource, Plan, Planner, Target, plan_to
+from migrations_api.plan import Key, MigrationSource, Plan, Planner
 from tenants.watch import Reader
 
-# Those read the models' states and change nothing of them. Others may be any code: they get states of their own.
-SHARING: Final = frozenset(
-    {
-        operations.AddConstraint,
-        operations.AddField,
-        operations.AddIndex,
-        operations.AlterField,
-        operations.AlterIndexTogether,
-        operations.AlterModelManagers,
-        operations.AlterModelOptions,
-        operations.AlterModelTable,
-        operations.AlterModelTableComment,
-        operations.AlterOrderWithRespectTo,
-        operations.AlterUniqueTogether,
-        operations.CreateModel,
-        operations.DeleteModel,
-        operations.RemoveConstraint,
-        operations.RemoveField,
-        operations.RemoveIndex,
-        operations.RenameField,
-        operations.RenameIndex,
-        operations.RenameModel,
-        operations.RunSQL,
-        postgres.AddConstraintNotValid,
-        postgres.ValidateConstraint,
-    }
-)
 # Those of them whose statements Django writes.
 DJANGOS: Final = SHARING - {operations.RunSQL}
 # Those that are code, and are lent what they are given.
@@ -75,80 +46,6 @@ OF_SESSION: Final = re.compile(
     r"(?:SET(?!\s+(?:CONSTRAINTS|TRANSACTION)\b)|RESET|DISCARD|LOAD|LISTEN)\b|\bset_config\s*\(",
     re.IGNORECASE | re.DOTALL,
 )
-# How many are kept: each holds the models of a whole plan.
-KEPT: Final = 16
-
-
-# The states before and after an operation, for as long as one tenant needs them.
-Around = Callable[[], AbstractContextManager[Sequence[ProjectState]]]
-
-
-class Departure(Exception):
-    """An operation is about to do something else than it did for the first tenant."""
-
-
-class Tape:
-    """Notes what the operations of one migration send to the server; with `expected`, lets nothing else pass."""
-
-    def __init__(self, expected: Sequence[Statement] | None = None) -> None:
-        self.noted: list[Statement] = []
-        self._expected = expected
-        self._is_on = False
-
-    def wrap(self, execute: Callable[..., Any], sql: Any, params: Any, many: bool, context: Any) -> Any:  # noqa: FBT001
-        """A wrapper for the connection's statements."""
-        if self._is_on:
-            statement = (str(sql), repr(params))
-            if not self._is_expected(statement):
-                raise Departure
-            self.noted.append(statement)
-        return execute(sql, params, many, context)
-
-    def _is_expected(self, statement: Statement) -> bool:
-        if self._expected is None:
-            return True
-        place = len(self.noted)
-        return place < len(self._expected) and self._expected[place] == statement
-
-    def is_played_out(self) -> bool:
-        return self._expected is None or len(self.noted) == len(self._expected)
-
-    @contextmanager
-    def running(self) -> Iterator[None]:
-        self._is_on = True
-        try:
-            yield
-        except DatabaseError:
-            raise
-        except Exception as error:
-            # Of the states, not of the tenant: Django's own way will tell.
-            if self._expected is not None:
-                raise Departure from error
-            raise
-        finally:
-            self._is_on = False
-
-    def taped(self, migration: Migration, around: Sequence[Around] | None = None) -> Migration:
-        """The migration with operations that are noted; each with the states that `around` has for it, if given."""
-        told: Any = copy(migration)
-        told.operations = [
-            self._taped(operation, around[place] if around else None)
-            for place, operation in enumerate(migration.operations)
-        ]
-        return told  # type: ignore[no-any-return]
-
-    def _taped(self, operation: Operation, around: Around | None) -> Operation:
-        told: Any = copy(operation)
-        shares = type(operation) in SHARING
-
-        def forwards(app_label: str, editor: Any, *given: ProjectState) -> None:
-            with around() if around else nullcontext(given) as states, self.running() if shares else nullcontext():
-                operation.database_forwards(app_label, editor, *states)
-
-        told.database_forwards = forwards
-        if around is not None:
-            told.state_forwards = lambda app_label, state: None
-        return told  # type: ignore[no-any-return]
 
 
 class Rehearsal:
@@ -411,66 +308,6 @@ def _share(before: ProjectState, after: ProjectState) -> None:
         earlier = before.models.get(key)
         if earlier is not None and vars(earlier) == vars(model):
             after.models[key] = earlier
-
-
-# Which migrations there are, where a tenant stands, and where it is to go.
-Place = tuple[str, Applied, Target]
-Lesson = tuple[Place, int, Script]
-
-_rehearsals: OrderedDict[tuple[int, Applied, Target], Rehearsal] = OrderedDict()
-_scripts: OrderedDict[Place, dict[int, Script]] = OrderedDict()
-_told: set[tuple[Place, int]] = set()
-
-
-def rehearsal_of(source: MigrationSource, applied: Applied, target: Target) -> Rehearsal:
-    """The plan from there, and what is known of it; raises what plan_to() does."""
-    own = frozenset(key for key in applied if key[0] in source.labels)
-    key = (id(source), own, target)
-    if key not in _rehearsals:
-        scripts = _scripts_at((source.fingerprint, own, target))
-        _rehearsals[key] = Rehearsal(source, plan_to(source, own, target), scripts=scripts)
-    _rehearsals.move_to_end(key)
-    while len(_rehearsals) > KEPT:
-        _rehearsals.popitem(last=False)
-    return _rehearsals[key]
-
-
-def _scripts_at(place: Place) -> dict[int, Script]:
-    scripts = _scripts.setdefault(place, {})
-    _scripts.move_to_end(place)
-    while len(_scripts) > KEPT:
-        _scripts.popitem(last=False)
-    return scripts
-
-
-def may_be_passed_on(source: MigrationSource) -> bool:
-    """Whether there is a plan for which the next tenant may not need a session of its own."""
-    return any(scripts and there == source.fingerprint for (there, _, _), scripts in _scripts.items()) or any(
-        each.source is source and each.may_be_passed_on for each in _rehearsals.values()
-    )
-
-
-def learned() -> list[Lesson]:
-    """The scripts that this process has come to since it was last asked, for others that were forked from the same."""
-    known = {(place, version) for place, scripts in _scripts.items() for version in scripts}
-    new = known - _told
-    _told.intersection_update(known)
-    _told.update(new)
-    return [(place, version, _scripts[place][version]) for place, version in new]
-
-
-def learn(lessons: Sequence[Lesson]) -> None:
-    """Take over what another process has come to."""
-    for place, version, script in lessons:
-        _scripts_at(place)[version] = script
-        _told.add((place, version))
-
-
-def clear() -> None:
-    """Forget everything: the migrations on disk are others now."""
-    _rehearsals.clear()
-    _scripts.clear()
-    _told.clear()
 
 
 def server_version(connection: Any) -> int:

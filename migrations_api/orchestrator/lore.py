@@ -5,7 +5,7 @@ from typing import Any, Final
 
 from django.utils.module_loading import import_string
 
-_SCRIPTS: Final = "migrations_api.executor.rehearsal"
+_SCRIPTS: Final = "migrations_api.executor.repertoire"
 
 
 class Scripts:

@@ -24,7 +24,8 @@ from migrations_api.executor import Options, Outcome, execute
 from migrations_api.executor.applied import TenantRecorder
 from migrations_api.executor.copying import copy_into, migrate_original, require_same, tells_others
 from migrations_api.executor.lock import tenant_lock
-from migrations_api.executor.rehearsal import Rehearsal, rehearsal_of
+from migrations_api.executor.rehearsal import Rehearsal
+from migrations_api.executor.repertoire import rehearsal_of
 from migrations_api.executor.template import Template, is_unoccupied
 from migrations_api.models import MigrationRun, TenantTemplate
 from migrations_api.orchestrator.recorder import Recorder, session_name
