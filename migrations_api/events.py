@@ -45,10 +45,13 @@ class StepFinished(NamedTuple):
 
 
 class RunWaiting(NamedTuple):
+    """`is_shortage` when a server had no connection to spare for it."""
+
     run_id: int
     tenant_id: str
     cause: str
     seconds: float
+    is_shortage: bool = False
 
 
 class RunEnded(NamedTuple):

@@ -18,7 +18,7 @@ _CONNECTION_CLASSES: dict[str, tuple[type[exceptions.ServiceError], str]] = {
     errorcodes.INVALID_PASSWORD: (exceptions.AuthenticationFailed, ""),
     errorcodes.INVALID_AUTHORIZATION_SPECIFICATION: (exceptions.AuthenticationFailed, ""),
     errorcodes.INSUFFICIENT_PRIVILEGE: (exceptions.PermissionDenied, ""),
-    errorcodes.TOO_MANY_CONNECTIONS: (exceptions.ServerUnreachable, "The database server has no connection to spare."),
+    errorcodes.TOO_MANY_CONNECTIONS: (exceptions.NoConnectionToSpare, ""),
 }
 # The server's refusals while connecting carry no SQLSTATE in psycopg2 2.9; libpq's text is all there is.
 _CONNECTION_TEXTS = {
@@ -31,8 +31,8 @@ _CONNECTION_TEXTS = {
     "authentication failed": (exceptions.AuthenticationFailed, ""),
     "no password supplied": (exceptions.AuthenticationFailed, ""),
     "permission denied for database": (exceptions.PermissionDenied, "The user may not connect to the database."),
-    "too many": (exceptions.ServerUnreachable, "The database server has no connection to spare."),
-    "remaining connection slots": (exceptions.ServerUnreachable, "The database server has no connection to spare."),
+    "too many": (exceptions.NoConnectionToSpare, ""),
+    "remaining connection slots": (exceptions.NoConnectionToSpare, ""),
     "could not translate host name": (exceptions.ServerUnreachable, "The database server's host name is unknown."),
     "Connection refused": (exceptions.ServerUnreachable, "The database server refused the connection."),
     "No such file or directory": (exceptions.ServerUnreachable, "The database server refused the connection."),

@@ -52,6 +52,10 @@ class ServerUnreachable(ServiceError):
     code = "unreachable"
 
 
+class NoConnectionToSpare(ServerUnreachable):
+    """The database server has no connection to spare."""
+
+
 class AuthenticationFailed(ServerUnreachable):
     """The database server refused the service's credentials."""
 

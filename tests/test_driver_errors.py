@@ -97,8 +97,8 @@ def test_connecting__host_that_is_unknown(server: dict[str, Any]) -> None:
 def test_connecting__user_that_has_too_many_connections(plane: None) -> None:
     with role("LOGIN CONNECTION LIMIT 1") as server, catalog.cursor(catalog.dsn(server)):
         error = connect(server)
-    assert type(error) is exceptions.ServerUnreachable
-    assert error.message == "The database server has no connection to spare."
+    assert type(error) is exceptions.NoConnectionToSpare
+    assert (error.code, error.message) == ("unreachable", "The database server has no connection to spare.")
 
 
 def test_connecting__user_that_may_not_connect_to_the_database(server: dict[str, Any]) -> None:
@@ -118,8 +118,8 @@ def test_connecting__user_that_may_not_connect_to_the_database(server: dict[str,
         ('FATAL:  role "acme" does not exist', exceptions.AuthenticationFailed),
         ('FATAL:  no pg_hba.conf entry for host "10.0.0.1", user "a", database "b"', exceptions.AuthenticationFailed),
         ('root certificate file "/root.crt" does not exist', exceptions.ServerUnreachable),
-        ("FATAL:  sorry, too many clients already", exceptions.ServerUnreachable),
-        ("FATAL:  remaining connection slots are reserved for roles", exceptions.ServerUnreachable),
+        ("FATAL:  sorry, too many clients already", exceptions.NoConnectionToSpare),
+        ("FATAL:  remaining connection slots are reserved for roles", exceptions.NoConnectionToSpare),
         ("timeout expired", exceptions.ServerUnreachable),
         ("FATAL:  the database system is starting up", exceptions.ServerUnreachable),
         ("something else", exceptions.ServerUnreachable),

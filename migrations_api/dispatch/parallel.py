@@ -17,8 +17,9 @@ from typing import Any, Final
 from django.db import connections
 
 from migrations_api.dispatch.base import Lore, Terms, Work
+from migrations_api.dispatch.cap import Cap
 from migrations_api.dispatch.pace import Pace
-from migrations_api.events import Event
+from migrations_api.events import Event, RunWaiting
 from tenants.binding import cancel_statement
 from tenants.conf import load_conf
 
@@ -152,7 +153,7 @@ class ParallelDispatcher:
 
     def __init__(self, terms: Terms) -> None:
         self._terms = terms
-        self._max = min(terms.max_concurrency, load_conf().max_workers)
+        self._cap = Cap(min(terms.max_concurrency, load_conf().max_workers))
         # Whoever is idle first takes the next: behind one worker it could wait in vain while others are idle.
         self._queue: deque[int] = deque()
         self._pace = Pace()
@@ -181,7 +182,7 @@ class ParallelDispatcher:
 
     @property
     def _most(self) -> int:
-        return self._max if self._alone_until is None else 1
+        return self._cap.now if self._alone_until is None else 1
 
     @property
     def held(self) -> frozenset[int]:
@@ -237,6 +238,7 @@ class ParallelDispatcher:
             while worker.pipe.poll():
                 message = worker.pipe.recv()
                 if isinstance(message, Event):
+                    self._heed(message)
                     self._terms.emit(message)
                 elif isinstance(message, _Lessons):
                     self._pass_on(message, worker)
@@ -244,13 +246,26 @@ class ParallelDispatcher:
                     worker.run_id = None
                     worker.done += 1
                     self._pace.ended()
+                    self._cap.ended()
         except (EOFError, ConnectionResetError):
             self._retire(worker)
             if worker.run_id is not None:
                 self._terms.on_lost(worker.run_id)
             return
-        if worker.run_id is None and (worker.done >= self._per_worker or self._told_to_stop):
+        if worker.run_id is None and (worker.done >= self._per_worker or self._told_to_stop or self._are_too_many):
             self._retire(worker)
+
+    def _heed(self, event: Event) -> None:
+        if not (isinstance(event, RunWaiting) and event.is_shortage):
+            return
+        self._cap.shortage()
+        # An idle one keeps its sessions.
+        for worker in [worker for worker in self._workers if worker.run_id is None]:
+            self._retire(worker)
+
+    @property
+    def _are_too_many(self) -> bool:
+        return len(self._workers) > self._cap.now
 
     def _pass_on(self, message: _Lessons, teacher: _Worker) -> None:
         self._alone_until = None

@@ -47,7 +47,7 @@ from tenants.app_sets import tenant_apps
 from tenants.binding import control_plane, tenant_as_default
 from tenants.conf import load_conf
 from tenants.driver_errors import describe, driver_error, sqlstate, translate, translated
-from tenants.exceptions import PermissionDenied, ServiceError
+from tenants.exceptions import NoConnectionToSpare, PermissionDenied, ServiceError
 from tenants.models import Tenant
 from tenants.relay import relay_of
 from tenants.sessions import tenant_session
@@ -461,5 +461,6 @@ def failure_of(error: BaseException, *, step: str = "", transient_allowed: bool 
         message=message,
         sqlstate=state,
         step=step,
+        is_shortage=isinstance(error, NoConnectionToSpare) or state == errorcodes.TOO_MANY_CONNECTIONS,
         transient=transient_allowed and (lost or state in TRANSIENT or state.startswith("08")),
     )

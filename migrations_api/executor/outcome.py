@@ -35,6 +35,8 @@ class Failure:
     message: str
     sqlstate: str = ""
     step: str = ""
+    # A server had no connection to spare.
+    is_shortage: bool = False
     transient: bool = False
 
     @property

@@ -128,7 +128,7 @@ def _wait(run: MigrationRun, recorder: Recorder, failure: Failure, conf: Conf) -
     lease = Now() + timedelta(seconds=seconds + conf.lease)
     if not held.transition("wait", waiting_cause=failure.message[:500], lease_expires_at=lease):
         return None
-    recorder.tell(RunWaiting, cause=failure.message, seconds=seconds)
+    recorder.tell(RunWaiting, cause=failure.message, seconds=seconds, is_shortage=failure.is_shortage)
     deadline = time.monotonic() + seconds
     try:
         while time.monotonic() < deadline:
