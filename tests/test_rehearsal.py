@@ -3,6 +3,7 @@
 from dataclasses import replace
 from datetime import date
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from django.db import migrations, models
@@ -144,6 +145,38 @@ class Money(models.IntegerField):
 
 TODAY = models.DateField(default=date.today)
 SINCE = models.DateField(auto_now_add=True)
+
+
+def test_defaults__that_are_computed_as_text_are_no_departure(make_tenant: MakeTenant, code: Code, caplog: Any) -> None:
+    caplog.set_level("INFO")
+    key = models.UUIDField(default=uuid4)
+    code(
+        m2=migration("m2", migrations.AddField("Order", "key", key)),
+        m3=migration("m3", migrations.AlterField("Order", "number", models.CharField(max_length=12)), after="m2"),
+    )
+    tenants = standing_at_first(make_tenant, 4)
+    for tenant in tenants:
+        query(tenant, "INSERT INTO orders_order (number, changed_at) VALUES ('a', now()) RETURNING 1")
+    assert [migrate(tenant).state for tenant in tenants[:2]] == ["succeeded"] * 2
+    with registries() as rendered:
+        assert [migrate(tenant).state for tenant in tenants[2:]] == ["succeeded"] * 2
+    assert not rendered
+    assert "is not what it was" not in caplog.text
+    assert len({query(tenant, "SELECT key FROM orders_order")[0][0] for tenant in tenants}) == 4
+
+
+def test_departure__beside_a_computed_default(make_tenant: MakeTenant, code: Code, caplog: Any) -> None:
+    """What varies is only the value: a name that is another one is found out all the same."""
+    caplog.set_level("INFO")
+    key, plain = models.UUIDField(default=uuid4), models.CharField(max_length=10)
+    code(m2=migration("m2", migrations.AddField("Order", "key", key), migrations.AlterField("Order", "number", plain)))
+    tenants = standing_at_first(make_tenant, 3)
+    unique = "SELECT conname FROM pg_constraint WHERE conrelid = 'orders_order'::regclass AND contype = 'u'"
+    [[name]] = query(tenants[1], unique)
+    query(tenants[1], f'ALTER TABLE orders_order RENAME CONSTRAINT "{name}" TO by_hand; SELECT 1')
+    assert [migrate(tenant).state for tenant in tenants] == ["succeeded"] * 3
+    assert "orders.m2 is not what it was for other tenants" in caplog.text
+    assert [query(tenant, unique) for tenant in tenants] == [[]] * 3
 
 
 @pytest.mark.parametrize(

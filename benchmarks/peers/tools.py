@@ -103,7 +103,8 @@ class Own:
     isolations = frozenset({"schema", "database"})
 
     def variants(self, case: str) -> Sequence[str]:
-        return ("sequential", "parallel", *QUESTIONS) if case == "large" else ("sequential", "parallel")
+        # Worker processes: for two processors, and the default.
+        return ("sequential", "parallel 2", "parallel 4", *(QUESTIONS if case == "large" else ()))
 
     def prepare(self, bench: Bench, fleet: Fleet) -> None:
         databases.recreate(bench.server, "plane_start")
@@ -124,8 +125,9 @@ class Own:
         databases.recreate(bench.server, "plane_run", template="plane_start")
 
     def commands(self, bench: Bench, fleet: Fleet, variant: str, case: str, truth: Truth) -> list[Command]:
-        arguments = QUESTIONS.get(variant, ["migratealltenants", f"--executor={variant}"])
-        return [self._manage(bench, fleet, "plane_run", *arguments)]
+        executor, *workers = variant.split()
+        executing = ["migratealltenants", f"--executor={executor}", *(f"--max-concurrency={each}" for each in workers)]
+        return [self._manage(bench, fleet, "plane_run", *QUESTIONS.get(variant, executing))]
 
     def _manage(self, bench: Bench, fleet: Fleet, plane: str, *arguments: str) -> Command:
         environment_of = {

@@ -19,7 +19,7 @@ from migrations_api.executor.journal import JournalKeeper, flush_deferred
 from migrations_api.executor.lending import isolated
 from migrations_api.executor.outcome import Observer, StepResult, StopRequested
 from migrations_api.executor.rehearsal import Rehearsal, server_version
-from migrations_api.executor.script import Script
+from migrations_api.executor.script import Script, computes
 from migrations_api.executor.tape import Departure, Tape
 from migrations_api.plan import Plan, Planner, Step
 from tenants.conf import load_conf
@@ -124,7 +124,8 @@ class TenantMigrator(Planner):
             self._record(migration)
 
     def _play(self, migration: Migration, rehearsal: Rehearsal) -> None:
-        tape = Tape(rehearsal.noted[migration.app_label, migration.name])
+        noted = rehearsal.noted[migration.app_label, migration.name]
+        tape = Tape(noted, values_vary=any(computes(operation) for operation in migration.operations))
         with (
             self.connection.execute_wrapper(tape.wrap),
             self.connection.schema_editor(atomic=migration.atomic) as editor,

@@ -68,10 +68,19 @@ def _is_plain(operation: Operation, app_label: str, around: Sequence[ProjectStat
     return all(type(part).__module__.split(".")[0] == "django" for model in models for part in _parts(model))
 
 
+def computes(operation: Operation) -> bool:
+    """Whether it gives rows that are there already a value that is computed anew for each tenant."""
+    return isinstance(operation, operations.AddField | operations.AlterField) and _is_computed(operation.field)
+
+
+def _is_computed(field: Any) -> bool:
+    is_now = getattr(field, "auto_now", False) or getattr(field, "auto_now_add", False)
+    return is_now or (callable(field.default) and field.has_default())
+
+
 def _is_settled(field: Any) -> bool:
     """Whether rows that are there already get the same value in every tenant, and no other model has to follow."""
-    is_now = getattr(field, "auto_now", False) or getattr(field, "auto_now_add", False)
-    return not (is_now or (callable(field.default) and field.has_default()) or field.primary_key or field.unique)
+    return not (_is_computed(field) or field.primary_key or field.unique)
 
 
 def _parts(model: ModelState) -> Iterator[Any]:
