@@ -6,6 +6,7 @@ from django.conf import settings
 from django.contrib.admin import site
 from django.contrib.auth import get_user_model
 from django.contrib.auth.models import Group
+from django.core.servers.basehttp import WSGIServer
 from psycopg2 import sql
 from rest_framework.test import APIClient
 
@@ -17,6 +18,9 @@ from tenants.kept import close_kept
 from tenants.models import Isolation, Tenant
 from tenants.provisioning import create_tenant
 from tests import catalog, small_app, soak
+
+# Those who ask at the same time stand in line before Django's own server, and are not turned away.
+WSGIServer.request_queue_size = 128
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
