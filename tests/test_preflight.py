@@ -124,7 +124,7 @@ def test_connections__that_are_used_up(limited: Tenant) -> None:
         error = refusal(limited)
     finally:
         other.close()
-    assert type(error) is exceptions.ServerUnreachable
+    assert type(error) is exceptions.NoConnectionToSpare
     assert error.message == "The database server has no connection to spare."
 
 
