@@ -16,6 +16,7 @@ from migrations_api.orchestrator.driver import drive
 from migrations_api.orchestrator.requests import Request, request_rollout
 from tenants.models import Tenant
 from tests import catalog, roles
+from tests.processes import wait_until
 from tests.small_app import Code, MakeTenant, add_field, migration, standing_at_first
 
 
@@ -48,47 +49,37 @@ def test_cap__grows_again_up_to_where_it_was() -> None:
     assert found == [2, 3, 3, 3, 4, 4, 4, 4, 4]
 
 
-def in_flight(folder: Path) -> int:
-    return len(list(folder.glob("*.busy")))
-
-
 def test_dispatcher__has_fewer_workers_after_a_shortage_and_more_again_later(tmp_path: Path) -> None:
-    (tmp_path / "short").touch()
-
     def carry_out(run_id: int, *, emit: Emit, should_stop: Any) -> None:
-        mine = tmp_path / f"{run_id}.busy"
-        mine.touch()
-        time.sleep(0.02)
-        if (tmp_path / "short").exists() and in_flight(tmp_path) > 2:
+        (tmp_path / f"{run_id}").touch()
+        if run_id < 4:
+            # All are in flight when the first is refused.
+            wait_until(lambda: len(list(tmp_path.iterdir())) >= 4)
             emit(RunWaiting(run_id=run_id, tenant_id="acme", cause="", seconds=0, is_shortage=True))
-        (tmp_path / f"{run_id}.done").write_text(str(in_flight(tmp_path)))
-        mine.unlink()
 
     events: list[Event] = []
-    dispatcher = ParallelDispatcher(
-        Terms(
-            work=carry_out,
-            max_concurrency=4,
-            emit=events.append,
-            should_stop=lambda: False,
-            on_lost=lambda run_id: None,
-        )
+    terms = Terms(
+        work=carry_out, max_concurrency=4, emit=events.append, should_stop=lambda: False, on_lost=lambda run_id: None
     )
-    workers = []
-    for run_id in range(60):
-        if run_id == 30:
-            (tmp_path / "short").unlink()
-        while not dispatcher.free:
+    dispatcher = ParallelDispatcher(terms)
+
+    def carry_out_all(*run_ids: int) -> int:
+        for run_id in run_ids:
+            dispatcher.submit(run_id)
+        while dispatcher.held:
             dispatcher.wait(1)
-        dispatcher.submit(run_id)
-        workers.append(len(active_children()))
+        return dispatcher.free
+
+    # Two, if all were refused at the same moment; those that have ended since may have let in one more.
+    fewer = carry_out_all(0, 1, 2, 3)
+    assert 1 <= fewer < 4
+    assert len(active_children()) <= fewer
+    allowed = [carry_out_all(run_id) for run_id in range(4, 14)]
+    assert allowed == sorted(allowed)
+    assert allowed[-1] == 4
     dispatcher.close()
-    assert max(workers[:10]) == 4
-    assert min(workers[10:30]) <= 2
-    assert max(workers[50:]) == 4
-    # Some were refused while it found out, and when it tried one more; not each time.
-    assert 0 < len(events) < 30
-    assert len(list(tmp_path.glob("*.done"))) == 60
+    assert len(events) == 4
+    assert len(list(tmp_path.iterdir())) == 14
 
 
 def test_rollout__of_more_workers_than_the_server_has_connections_for(
