@@ -4,11 +4,12 @@ from typing import TYPE_CHECKING, Any, Final
 from migrations_api.executor.options import Options
 
 if TYPE_CHECKING:
-    from migrations_api.executor.execution import execute, failure_of
+    from migrations_api.executor.execution import execute
+    from migrations_api.executor.failures import failure_of
     from migrations_api.executor.outcome import End, Failure, Observer, Outcome, StepResult
 
 __all__ = ["End", "Failure", "Observer", "Options", "Outcome", "StepResult", "execute", "failure_of"]
-_MODULES: Final = {"execute": "execution", "failure_of": "execution"} | dict.fromkeys(
+_MODULES: Final = {"execute": "execution", "failure_of": "failures"} | dict.fromkeys(
     ("End", "Failure", "Observer", "Outcome", "StepResult"), "outcome"
 )
 

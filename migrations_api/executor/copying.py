@@ -16,7 +16,7 @@ from django.db.models.signals import post_migrate, pre_migrate
 
 from migrations_api.exceptions import NotCopyable, OutcomeUnknown
 from migrations_api.executor import signals
-from migrations_api.executor.execution import failure_of
+from migrations_api.executor.failures import failure_of
 from migrations_api.executor.inventory import Inventory, differences, inventory
 from migrations_api.executor.migrator import TenantMigrator
 from migrations_api.executor.model_types import RECEIVERS, ModelTypes, model_types

@@ -3,9 +3,7 @@
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from typing import Final
 
-import psycopg2
 from django.db import transaction
 from django.db.backends.postgresql.base import DatabaseWrapper
 from django.db.models.signals import post_migrate, pre_migrate
@@ -15,6 +13,7 @@ from migrations_api.exceptions import ConfirmationRequired, MissingRecord, Outco
 from migrations_api.executor import signals
 from migrations_api.executor.applied import TABLE, TenantRecorder
 from migrations_api.executor.diagnosis import Journal, has_left_nothing
+from migrations_api.executor.failures import failure_of
 from migrations_api.executor.lock import blocker, tenant_lock
 from migrations_api.executor.migrator import TenantMigrator
 from migrations_api.executor.model_rows import forget_model_rows, model_marks
@@ -46,24 +45,12 @@ from migrations_api.plan import (
 from tenants.app_sets import tenant_apps
 from tenants.binding import control_plane, tenant_as_default
 from tenants.conf import load_conf
-from tenants.driver_errors import describe, driver_error, sqlstate, translate, translated
-from tenants.exceptions import NoConnectionToSpare, PermissionDenied, ServiceError
+from tenants.driver_errors import sqlstate, translated
+from tenants.exceptions import ServiceError
 from tenants.models import Tenant
 from tenants.relay import relay_of
 from tenants.sessions import tenant_session
 from tenants.watch import OwnSession, Reader, Watch, watch_of
-
-TRANSIENT: Final = frozenset(
-    {
-        errorcodes.LOCK_NOT_AVAILABLE,
-        errorcodes.DEADLOCK_DETECTED,
-        errorcodes.SERIALIZATION_FAILURE,
-        errorcodes.ADMIN_SHUTDOWN,
-        errorcodes.CRASH_SHUTDOWN,
-        errorcodes.CANNOT_CONNECT_NOW,
-        errorcodes.TOO_MANY_CONNECTIONS,
-    }
-)
 
 
 def execute(
@@ -440,27 +427,3 @@ class _Execution:
 
 def _invalid_message(indexes: frozenset[str]) -> str:
     return f"The run left invalid indexes: {', '.join(sorted(indexes))}. Drop them and build them again."
-
-
-def failure_of(error: BaseException, *, step: str = "", transient_allowed: bool = True) -> Failure:
-    """A Failure fit to be shown and stored."""
-    state, found = sqlstate(error), driver_error(error)
-    # The server's errors have an SQLSTATE; without one it is the connection that failed.
-    lost = not state and isinstance(found, psycopg2.OperationalError | psycopg2.InterfaceError)
-    code, message = "migration_failed" if step else "failed", describe(error)
-    if isinstance(error, ServiceError):
-        code, message = error.code, error.message
-    elif state == errorcodes.INSUFFICIENT_PRIVILEGE:
-        code = PermissionDenied.code
-    elif lost:
-        translation = translate(error)
-        code, message = translation.code, translation.message
-    return Failure(
-        code=code,
-        error_class=type(found).__name__ if found is not None else type(error).__name__,
-        message=message,
-        sqlstate=state,
-        step=step,
-        is_shortage=isinstance(error, NoConnectionToSpare) or state == errorcodes.TOO_MANY_CONNECTIONS,
-        transient=transient_allowed and (lost or state in TRANSIENT or state.startswith("08")),
-    )
