@@ -10,6 +10,7 @@ import gc
 import sys
 from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from copy import copy
 from functools import cache, lru_cache
 from operator import eq
 from typing import Any, Final
@@ -41,14 +42,12 @@ class Lender:
     @contextmanager
     def state(self) -> Iterator[ProjectState]:
         """For one operation."""
-        own = isolated(self._state)
         if self._patience <= 0:
-            yield own
+            yield isolated(self._state)
             return
         # Not kept when it ends with an exception, which holds on to what it came through.
-        lent, self._lent = self._lent or LentModels(own), None
-        vars(own)["apps"] = lent.apps_of_one_tenant()
-        yield own
+        lent, self._lent = self._lent or LentModels(isolated(self._state)), None
+        yield lent.state_of_one_tenant()
         if lent.are_as_they_were():
             self._lent = lent
         else:
@@ -70,6 +69,7 @@ class LentModels:
             # It has been asked meanwhile.
             apps.clear_cache()
             apps.__class__ = LentApps
+            self._state = state
             self._apps = apps
             self._models = apps.get_models(include_auto_created=True, include_swapped=True)
             self._managers = [manager for model in self._models for manager in _managers(model)]
@@ -80,11 +80,11 @@ class LentModels:
         self._then = [mark.copy for mark in self._marks]
         self._counts = self._references()
 
-    def apps_of_one_tenant(self) -> StateApps:
-        """A registry that no other tenant has had: what is remembered by it is remembered for that tenant."""
-        apps = LentApps.__new__(LentApps)
-        vars(apps).update(vars(self._apps))
-        return apps
+    def state_of_one_tenant(self) -> ProjectState:
+        """With a registry that no other tenant has had: what is remembered by it is remembered for that tenant."""
+        state: Any = copy(self._state)
+        state.apps = copy(self._apps)
+        return state  # type: ignore[no-any-return]
 
     def are_as_they_were(self) -> bool:
         """Whether nothing in them was changed, and nobody holds on to them or to an instance or query of theirs."""

@@ -44,8 +44,6 @@ SHARING: Final = frozenset(
 )
 # The states before and after an operation, for as long as one tenant needs them.
 Around = Callable[[], AbstractContextManager[Sequence[ProjectState]]]
-
-
 # A value as it stands in a statement. Names of things in the database have other quotes.
 VALUE: Final = re.compile(r"'(?:[^']|'')*'")
 
