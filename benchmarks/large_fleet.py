@@ -17,6 +17,7 @@ import django
 django.setup()
 
 from django.utils import timezone
+from psycopg2 import sql
 
 from benchmarks.control_plane import new_token, queries
 from migrations_api.models import AppliedSet, MigrationRun, TenantObservation
@@ -34,27 +35,23 @@ TABLE = """
                                name varchar(255) NOT NULL, applied timestamptz NOT NULL DEFAULT now());
     INSERT INTO public.truth (app, name) SELECT * FROM unnest(%s::text[], %s::text[])
 """
-SCHEMAS = """
+IN_EACH = """
     DO $$
     DECLARE home text;
     BEGIN
-        FOREACH home IN ARRAY {homes} LOOP
-            EXECUTE format('CREATE SCHEMA %1$I; CREATE TABLE %1$I.django_migrations (LIKE public.truth INCLUDING ALL);'
-                           'INSERT INTO %1$I.django_migrations SELECT * FROM public.truth WHERE id <= %2$s',
-                           home, {applied});
+        FOREACH home IN ARRAY ARRAY[{homes}] LOOP
+            EXECUTE format({statement}, home);
         END LOOP;
     END $$
 """
-REST = """
-    DO $$
-    DECLARE home text;
-    BEGIN
-        FOREACH home IN ARRAY {homes} LOOP
-            EXECUTE format('INSERT INTO %1$I.django_migrations SELECT * FROM public.truth t WHERE NOT EXISTS'
-                           ' (SELECT FROM %1$I.django_migrations d WHERE d.id = t.id)', home);
-        END LOOP;
-    END $$
-"""
+SCHEMA = (
+    "CREATE SCHEMA %1$I; CREATE TABLE %1$I.django_migrations (LIKE public.truth INCLUDING ALL);"
+    " INSERT INTO %1$I.django_migrations SELECT * FROM public.truth WHERE id <= {applied}"
+)
+REST = (
+    "INSERT INTO %1$I.django_migrations SELECT * FROM public.truth t WHERE NOT EXISTS"
+    " (SELECT FROM %1$I.django_migrations d WHERE d.id = t.id)"
+)
 
 
 def main() -> None:
@@ -83,7 +80,7 @@ def make(number: int, keys: Sequence[Key]) -> None:
     with server() as cursor:
         cursor.execute(TABLE, [[app for app, _ in keys], [name for _, name in keys]])
         for applied, there in places(len(keys), tenants):
-            run(cursor, SCHEMAS, [tenant.schema_name for tenant in there], applied=applied)
+            run(cursor, SCHEMA.format(applied=applied), [tenant.schema_name for tenant in there])
         # Otherwise autovacuum comes by in the middle of whatever is measured.
         cursor.execute("VACUUM ANALYZE")
 
@@ -130,10 +127,10 @@ def server() -> Iterator[Any]:
         yield cursor
 
 
-def run(cursor: Any, statement: str, homes: Sequence[str], **values: object) -> None:
+def run(cursor: Any, statement: str, homes: Sequence[str]) -> None:
     for start in range(0, len(homes), TOGETHER):
-        names = "ARRAY['" + "','".join(homes[start : start + TOGETHER]) + "']"
-        cursor.execute(statement.format(homes=names, **values))
+        names = sql.SQL(", ").join(map(sql.Literal, homes[start : start + TOGETHER]))
+        cursor.execute(sql.SQL(IN_EACH).format(homes=names, statement=sql.Literal(statement)))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """Whether a worker's memory grows with the tenants that it migrates.
 
 On an embedded server of its own: copies of one schema, each with one migration pending, are migrated by one process,
-and once more by two workers that nothing replaces. One of the migrations goes over a session that is passed on from
-tenant to tenant; the other, which runs Python, over a session for each. Prints the resident memory of the largest of
-them in each quarter of the fleet, what the last one is of the first, and all sessions that were opened.
+and once more by two workers that nothing replaces. One of the migrations becomes a script, the other runs Python.
+Prints the resident memory of the largest of them in each quarter of the fleet, what the last one is of the first, and
+all sessions that were opened.
 """
 
 import json
@@ -11,20 +11,18 @@ import os
 import re
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Mapping
-from pathlib import Path
 
-from benchmarks.bytecode import compiled_in
 from benchmarks.fleet import ROOT, migrate
 from benchmarks.peers.databases import cursor_of, sessions
+from benchmarks.servers import plane_and_shop
 from service.embedded_postgres import EmbeddedPostgres
 
 MANAGE = [sys.executable, "manage.py"]
 FIRST = "public_t0"
 BEFORE = [("users", "0004"), ("products", "0005"), ("orders", "0002")]
-PENDING = {"passed on": ("users", "0005"), "of its own": ("orders", "0003")}
+PENDING = {"a script": ("users", "0005"), "Python": ("orders", "0003")}
 BACK = (
     'DROP TABLE {home}."users_address"; ALTER TABLE {home}."orders_order" DROP COLUMN "total";'
     " DELETE FROM {home}.django_migrations WHERE (app, left(name, 4)) IN (('users', '0005'), ('orders', '0003'))"
@@ -41,26 +39,15 @@ COUNTED = 0.3  # seconds after which the server has counted the sessions that en
 
 
 def measure(*, tenants: int) -> None:
-    with tempfile.TemporaryDirectory() as directory:
-        server = EmbeddedPostgres(Path(directory) / "server", durable=False)
-        server.start(databases=["plane", "shop"])
-        environment = {
-            **compiled_in(Path(directory) / "bytecode"),
-            "DATABASE_URL": server.url("plane"),
-            "TENANT_DATABASE_URLS": f"shop={server.url('shop')}",
-            "TENANT_MIGRATIONS": json.dumps(SETTINGS),
-        }
-        try:
-            _prepare(server, environment, tenants)
-            print(f"{tenants:,} schema tenants, one migration pending, {os.cpu_count()} processors; MiB")
-            for executor in EXECUTORS:
-                for session, target in PENDING.items():
-                    print(f"  {f'{executor}, session {session}':34}", end="", flush=True)
-                    command = [*MANAGE, "migratealltenants", *target, f"--executor={executor}", "--no-input"]
-                    _tell(server, environment, command, tenants)
-                _take_back(server, tenants)
-        finally:
-            server.destroy()
+    with plane_and_shop(TENANT_MIGRATIONS=json.dumps(SETTINGS)) as (server, environment, _):
+        _prepare(server, environment, tenants)
+        print(f"{tenants:,} schema tenants, one migration pending, {os.cpu_count()} processors; MiB")
+        for executor in EXECUTORS:
+            for kind, target in PENDING.items():
+                print(f"  {f'{executor}, {kind}':34}", end="", flush=True)
+                command = [*MANAGE, "migratealltenants", *target, f"--executor={executor}", "--no-input"]
+                _tell(server, environment, command, tenants)
+            _take_back(server, tenants)
 
 
 def _prepare(server: EmbeddedPostgres, environment: Mapping[str, str], tenants: int) -> None:

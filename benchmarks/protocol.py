@@ -10,30 +10,16 @@ their ratio.
 
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
-from benchmarks.bytecode import compiled_in
-from service.embedded_postgres import EmbeddedPostgres
+from benchmarks.servers import plane_and_shop
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def measure(*, tenants: int, rounds: int) -> None:
-    with tempfile.TemporaryDirectory() as directory:
-        server = EmbeddedPostgres(Path(directory) / "server", durable=False)
-        server.start(databases=["plane", "shop"])
-        environment = {
-            **compiled_in(Path(directory) / "bytecode"),
-            "DATABASE_URL": server.url("plane"),
-            "TENANT_DATABASE_URLS": f"shop={server.url('shop')}",
-        }
-        try:
-            subprocess.run([sys.executable, "manage.py", "migrate", "-v0"], cwd=ROOT, env=environment, check=True)
-            command = [sys.executable, "-m", "benchmarks.unprotected", f"--tenants={tenants}", f"--rounds={rounds}"]
-            command.append(f"--server={server.pid}")
-            subprocess.run(
-                command, cwd=ROOT, env={**environment, "DJANGO_SETTINGS_MODULE": "service.settings"}, check=True
-            )
-        finally:
-            server.destroy()
+    with plane_and_shop() as (server, environment, _):
+        subprocess.run([sys.executable, "manage.py", "migrate", "-v0"], cwd=ROOT, env=environment, check=True)
+        command = [sys.executable, "-m", "benchmarks.unprotected", f"--tenants={tenants}", f"--rounds={rounds}"]
+        command.append(f"--server={server.pid}")
+        subprocess.run(command, cwd=ROOT, env={**environment, "DJANGO_SETTINGS_MODULE": "service.settings"}, check=True)

@@ -11,7 +11,6 @@ import re
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
@@ -22,8 +21,7 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-from benchmarks.bytecode import compiled_in
-from service.embedded_postgres import EmbeddedPostgres
+from benchmarks.servers import plane_and_shop
 
 ROOT = Path(__file__).resolve().parent.parent
 ENDED = {"succeeded", "failed", "canceled"}
@@ -49,31 +47,19 @@ class Api:
 
 
 def measure(*, tenants: int, runs: int, migrated: int, clients: int, seconds: float) -> None:
-    with tempfile.TemporaryDirectory() as directory:
-        server = EmbeddedPostgres(Path(directory) / "server", durable=False)
-        server.start(databases=["plane", "shop"])
-        try:
-            environment = {
-                **compiled_in(Path(directory) / "bytecode"),
-                "DATABASE_URL": server.url("plane"),
-                "TENANT_DATABASE_URLS": f"shop={server.url('shop')}",
-                "DJANGO_SETTINGS_MODULE": "benchmarks.settings",
-                "SECRET_KEY": "benchmark",
-                "HTTPS": "false",
-            }
-            subprocess.run([sys.executable, "manage.py", "migrate", "-v0"], cwd=ROOT, env=environment, check=True)
-            plane = [f"--tenants={tenants}", f"--runs={runs}", f"--migrated={migrated}"]
-            command = [sys.executable, "-m", "benchmarks.control_plane", *plane]
-            done = subprocess.run(command, cwd=ROOT, env=environment, check=True, stdout=subprocess.PIPE)
-            filled = json.loads(done.stdout)
-            asked: dict[str, tuple[str, int]] = filled["asked"]
-            urls = {name: url for name, (url, _) in asked.items()}
-            with served(environment, Path(directory) / "log") as port:
-                api = Api(port=port, token=filled["token"])
-                idle = _idle(api, urls, clients, seconds)
-                busy, took = _busy(api, urls, clients)
-        finally:
-            server.destroy()
+    settings = {"DJANGO_SETTINGS_MODULE": "benchmarks.settings", "SECRET_KEY": "benchmark", "HTTPS": "false"}
+    with plane_and_shop(**settings) as (_, environment, folder):
+        subprocess.run([sys.executable, "manage.py", "migrate", "-v0"], cwd=ROOT, env=environment, check=True)
+        plane = [f"--tenants={tenants}", f"--runs={runs}", f"--migrated={migrated}"]
+        command = [sys.executable, "-m", "benchmarks.control_plane", *plane]
+        done = subprocess.run(command, cwd=ROOT, env=environment, check=True, stdout=subprocess.PIPE)
+        filled = json.loads(done.stdout)
+        asked: dict[str, tuple[str, int]] = filled["asked"]
+        urls = {name: url for name, (url, _) in asked.items()}
+        with served(environment, folder / "log") as port:
+            api = Api(port=port, token=filled["token"])
+            idle = _idle(api, urls, clients, seconds)
+            busy, took = _busy(api, urls, clients)
     print(
         f"{tenants:,} tenants, {runs:,} runs; {clients} clients, {os.cpu_count()} processors; milliseconds\n"
         f"busy: while migrate-all goes over {migrated} schemas, in {took:.0f} s\n\n"
