@@ -1,7 +1,8 @@
 """What a session finds before it is trusted with a tenant: an error for each finding, and nothing changed."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Final
+from typing import Any, Final
 
 from django.db.backends.postgresql.base import DatabaseWrapper
 from psycopg2 import sql
@@ -43,6 +44,10 @@ class HomeFacts:
     # Of the schemas behind the tenant's own, those that are there and closed to the user.
     closed: list[str]
 
+    @property
+    def has_record(self) -> bool:
+        return self.is_djangos is not None
+
 
 # No catalog is read, and nothing is cast: a new session has none of it at hand.
 SESSION_SQL: Final = sql.SQL("SELECT current_database(), current_user, pg_backend_pid()")
@@ -70,12 +75,21 @@ HOME: Final = Question(
 
 
 def check_session(
-    tenant: Tenant, connection: DatabaseWrapper, *, writable: bool, opening: sql.Composable = NOTHING
-) -> None:
-    """Raise what keeps the session from being trusted; `opening` is sent before the question, in the same message."""
+    tenant: Tenant,
+    connection: DatabaseWrapper,
+    *,
+    writable: bool,
+    opening: sql.Composable = NOTHING,
+    asked: Sequence[sql.Composable] = (),
+) -> Sequence[Any]:
+    """Raise what keeps the session from being trusted.
+
+    In the same message, `opening` is sent before the question, and `asked` are expressions whose values are returned.
+    """
     with connection.cursor() as cursor:
-        cursor.execute(opening + SESSION_SQL)
-        database, user, backend_pid = cursor.fetchone()
+        cursor.execute(opening + sql.SQL(", ").join([SESSION_SQL, *asked]))
+        row: Sequence[Any] = cursor.fetchone()
+    database, user, backend_pid, *values = row
     # The rest the server has told when the session began.
     told = connection.connection.info
     facts = SessionFacts(
@@ -87,11 +101,14 @@ def check_session(
         read_only=told.parameter_status("default_transaction_read_only") == "on",
     )
     _require_trusted(tenant, facts, connection, writable=writable)
+    return values
 
 
-def check_home(tenant: Tenant, connection: DatabaseWrapper, reader: Reader, *, writable: bool) -> None:
+def check_home(tenant: Tenant, connection: DatabaseWrapper, reader: Reader, *, writable: bool) -> HomeFacts:
     """Raise what keeps the tenant's schema from being worked on; `reader` answers what the catalog says of it."""
-    _require_home(tenant, _home_facts(reader, tenant), connection, writable=writable)
+    facts = _home_facts(reader, tenant)
+    _require_home(tenant, facts, connection, writable=writable)
+    return facts
 
 
 def _home_facts(reader: Reader, tenant: Tenant) -> HomeFacts:

@@ -6,9 +6,10 @@ that is empty, so that whatever would speak in it between two tenants, or after 
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Final
+from functools import partial
+from typing import Any, Final, Protocol
 
 import psycopg2
 from django.db import Error as DatabaseError
@@ -21,7 +22,7 @@ from tenants.driver_errors import translated
 from tenants.exceptions import ServerUnreachable
 from tenants.kept import Kept
 from tenants.models import Tenant
-from tenants.preflight import check_home, check_session
+from tenants.preflight import HomeFacts, check_home, check_session
 from tenants.servers import DatabaseSettings
 from tenants.sessions import refuse_control_plane, refuse_reconnect, search_path, session_settings
 from tenants.watch import OwnSession, Watch, watch_of
@@ -36,6 +37,18 @@ OPENING: Final = sql.SQL(
 )
 
 
+class Inquiry(Protocol):
+    """What whoever takes the session over wants done and to know at once, in the message that makes it the tenant's."""
+
+    def statements(self) -> sql.Composable:
+        """Sent before the question; each ends with a semicolon."""
+
+    def expressions(self, home: HomeFacts) -> Sequence[sql.Composable]:
+        """Of the question; where transactions are read committed, in a snapshot that is taken after those statements."""
+
+    def answered(self, values: Sequence[Any]) -> None: ...
+
+
 class Relay:
     """Connects when it is first needed, and again when it is worn out or was lost."""
 
@@ -45,19 +58,25 @@ class Relay:
         self._tenants = 0
         self._steps = 0
 
+    @property
+    def database(self) -> str:
+        return str(self._settings["NAME"])
+
     def is_with(self, settings: DatabaseSettings) -> bool:
         return self._settings == settings
 
     @contextmanager
     def session(
-        self, tenant: Tenant, *, application_name: str, watch: Watch | None = None
+        self, tenant: Tenant, *, application_name: str, watch: Watch | None = None, inquiry: Inquiry | None = None
     ) -> Iterator[DatabaseWrapper]:
-        """The session as that tenant's, which has passed every check; takes and raises what tenant_session() does."""
+        """The session as that tenant's, which has passed every check; takes and raises what tenant_session() does.
+
+        Advisory locks that it still has at the end, it lets go of.
+        """
         refuse_control_plane(tenant)
         try:
             with translated():
-                connection = self._opened(tenant, application_name)
-                check_home(tenant, connection, watch or OwnSession(connection), writable=True)
+                connection = self._opened(tenant, application_name, watch, inquiry)
             opened = self._of_the_driver()
             yield connection
         except BaseException:
@@ -74,34 +93,33 @@ class Relay:
         """So much has been done in it."""
         self._steps += steps
 
-    def _opened(self, tenant: Tenant, application_name: str) -> DatabaseWrapper:
-        opening = OPENING.format(sql.Literal(search_path(tenant)), sql.Literal(application_name[:63]))
+    def _opened(
+        self, tenant: Tenant, application_name: str, watch: Watch | None, inquiry: Inquiry | None
+    ) -> DatabaseWrapper:
+        become = partial(_become, tenant=tenant, application_name=application_name, watch=watch, inquiry=inquiry)
         if self._tenants >= TENANTS or self._steps >= STEPS:
             self.close()
-        connection = self._passed_on(tenant, opening) or self._new(tenant, opening)
+        connection = self._passed_on(become) or become(self._new(tenant))
         self._tenants += 1
         return connection
 
-    def _passed_on(self, tenant: Tenant, opening: sql.Composed) -> DatabaseWrapper | None:
+    def _passed_on(self, become: Callable[[DatabaseWrapper], DatabaseWrapper]) -> DatabaseWrapper | None:
         """None where there is none, or it was lost since it served the last tenant."""
         if self._raw is None:
             return None
         try:
-            connection = _around(self._raw, self._settings)
-            check_session(tenant, connection, writable=True, opening=opening)
+            return become(_around(self._raw, self._settings))
         except (DatabaseError, ServerUnreachable):
             self.close()
             return None
-        return connection
 
-    def _new(self, tenant: Tenant, opening: sql.Composed) -> DatabaseWrapper:
+    def _new(self, tenant: Tenant) -> DatabaseWrapper:
         connection = open_connection(self._settings)
         connection.ensure_connection()
         connection.connect = refuse_reconnect  # type: ignore[method-assign]
         self._raw = connection.connection
-        # First: behind a pooler, what is set would be set for whoever gets that session next.
+        # Before anything is set: behind a pooler, that would be for whoever gets that session next.
         check_session(tenant, connection, writable=True)
-        check_session(tenant, connection, writable=True, opening=opening)
         return connection
 
     def _make_new(self) -> None:
@@ -123,6 +141,26 @@ class Relay:
             self._raw.close()
         self._raw = None
         self._tenants = self._steps = 0
+
+
+def _become(
+    connection: DatabaseWrapper,
+    *,
+    tenant: Tenant,
+    application_name: str,
+    watch: Watch | None,
+    inquiry: Inquiry | None,
+) -> DatabaseWrapper:
+    """Make the session the tenant's, whose home is looked at first."""
+    home = check_home(tenant, connection, watch or OwnSession(connection), writable=True)
+    opening = OPENING.format(sql.Literal(search_path(tenant)), sql.Literal(application_name[:63]))
+    if inquiry is None:
+        check_session(tenant, connection, writable=True, opening=opening)
+    else:
+        opening += inquiry.statements()
+        asked = inquiry.expressions(home)
+        inquiry.answered(check_session(tenant, connection, writable=True, opening=opening, asked=asked))
+    return connection
 
 
 def _around(raw: Any, settings: DatabaseSettings) -> DatabaseWrapper:

@@ -1,8 +1,10 @@
 """The rows of a tenant's own `django_migrations`, by qualified name: another schema's on the path never counts."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from functools import lru_cache
+from typing import Any, Final
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.migrations.recorder import MigrationRecorder
@@ -12,6 +14,19 @@ from psycopg2 import sql
 from migrations_api.plan import Applied
 
 TABLE = "django_migrations"
+# For a question that has other parts as well. Tenants that have come the same way have the same text.
+TEXT: Final = sql.SQL("(SELECT json_agg(json_build_array(app, name))::text FROM {})")
+
+
+def applied_text(table: sql.Identifier) -> sql.Composed:
+    """An expression for the rows of that table; what it says, applied_of() reads."""
+    return TEXT.format(table)
+
+
+@lru_cache(maxsize=64)
+def applied_of(text: str | None) -> Applied:
+    """NULL, where there are no rows, is None."""
+    return frozenset((app, name) for app, name in json.loads(text or "[]"))
 
 
 class TenantRecorder(MigrationRecorder):
@@ -47,16 +62,24 @@ class TenantRecorder(MigrationRecorder):
         return dict.fromkeys(self.applied_keys())
 
     @contextmanager
-    def sent_with(self, script: str) -> Iterator[None]:
-        """Rows recorded inside are sent as one message behind the script, which PostgreSQL makes one transaction of."""
+    def sent_with(self, script: str, *, looks: bool = False) -> Iterator[list[Applied]]:
+        """Rows recorded inside are sent as one message behind the script, which PostgreSQL makes one transaction of.
+
+        With `looks`, that transaction says at its end what is applied, which is in the list afterwards.
+        """
+        seen: list[Applied] = []
         self._behind = [sql.SQL(script)] if script else []
         try:
-            yield
-            message = sql.SQL(";\n").join(self._behind)
+            yield seen
+            statements = self._behind
         finally:
             self._behind = None
+        if looks:
+            statements.append(sql.SQL("SELECT ") + applied_text(self._table))
         with self.connection.cursor() as cursor:
-            cursor.execute(message)
+            cursor.execute(sql.SQL(";\n").join(statements))
+            if looks:
+                seen.append(applied_of(cursor.fetchone()[0]))
 
     def record_applied(self, app: str, name: str) -> None:
         values = sql.SQL(", ").join(map(sql.Literal, (app, name, now())))

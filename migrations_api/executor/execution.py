@@ -1,7 +1,7 @@
 """Carry out one plan on one tenant: connect, check, lock, plan again, apply, verify."""
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
 from django.db import transaction
@@ -13,6 +13,7 @@ from migrations_api.exceptions import ConfirmationRequired, MissingRecord, Outco
 from migrations_api.executor import signals
 from migrations_api.executor.applied import TABLE, TenantRecorder
 from migrations_api.executor.diagnosis import Journal, has_left_nothing
+from migrations_api.executor.entry import Entry
 from migrations_api.executor.failures import failure_of
 from migrations_api.executor.lock import blocker, tenant_lock
 from migrations_api.executor.migrator import TenantMigrator
@@ -32,6 +33,7 @@ from migrations_api.executor.verification import (
 )
 from migrations_api.plan import (
     Applied,
+    Marks,
     MigrationSource,
     Plan,
     Planner,
@@ -80,8 +82,9 @@ def execute(
     )
     relay = relay_of(tenant) if options.is_plain and may_be_passed_on(source) else None
     if relay is not None:
-        with relay.session(tenant, application_name=application_name, watch=work.watch) as connection:
-            outcome = work.carry_out_in_passing(connection)
+        entry = Entry(relay.database, tenant.schema_name)
+        with relay.session(tenant, application_name=application_name, watch=work.watch, inquiry=entry) as connection:
+            outcome = work.carry_out_in_passing(connection, entry)
             relay.wear(steps=len(outcome.results) if outcome else 0)
         if outcome is not None:
             return outcome
@@ -101,17 +104,19 @@ class _Work:
     plan_digest: str
     watch: Watch | None
 
-    def carry_out_in_passing(self, connection: DatabaseWrapper) -> Outcome | None:
+    def carry_out_in_passing(self, connection: DatabaseWrapper, entry: Entry) -> Outcome | None:
         """In a session that is passed on; None, with nothing done, where the tenant needs one of its own."""
-        with self._locked(connection):
-            rehearsal, plan, script = self._plan(connection)
+        # The session lets go of the lock as it is made new for the next tenant.
+        with nullcontext() if entry.is_locked else self._locked(connection):
+            applied, marks = entry.found or self._found(connection)
+            rehearsal, plan, script = self._plan(connection, applied, marks)
             if script is None and not rehearsal.may_be_passed_on:
                 return None
             return self._execute(connection, rehearsal, plan, script)
 
     def carry_out(self, connection: DatabaseWrapper) -> Outcome:
         with self._locked(connection):
-            return self._execute(connection, *self._plan(connection))
+            return self._execute(connection, *self._plan(connection, *self._found(connection)))
 
     def _locked(self, connection: DatabaseWrapper) -> AbstractContextManager[None]:
         database = connection.settings_dict["NAME"]
@@ -128,12 +133,16 @@ class _Work:
     def reader(self, connection: DatabaseWrapper) -> Reader:
         return self.watch or OwnSession(connection)
 
-    def _plan(self, connection: DatabaseWrapper) -> tuple[Rehearsal, Plan, Script | None]:
+    def _found(self, connection: DatabaseWrapper) -> tuple[Applied, Marks]:
         reader, schema = self.reader(connection), self.tenant.schema_name
         with translated():
             has_record = bool(present_tables(reader, schema, [TABLE]))
             applied = TenantRecorder(connection, schema).applied_keys(is_there=has_record)
-            marks = model_marks(reader, schema)
+            return applied, model_marks(reader, schema)
+
+    def _plan(
+        self, connection: DatabaseWrapper, applied: Applied, marks: Marks
+    ) -> tuple[Rehearsal, Plan, Script | None]:
         rehearsal = rehearsal_of(self.source, applied, self.target)
         script = rehearsal.whole_script(server_version(connection)) if self.options.is_plain else None
         return rehearsal, replace(rehearsal.plan, marks=marks), script
@@ -198,6 +207,8 @@ class _Execution:
             other_session=self._other_session,
         )
         self.tables: frozenset[str] = frozenset()
+        # None where nobody has looked at the end.
+        self.after: Applied | None = None
         self.synced: tuple[str, ...] = ()
 
     def run(self) -> Outcome:
@@ -255,7 +266,7 @@ class _Execution:
         return self.options.is_plain and not self.plan.backwards
 
     def _say(self, script: Script) -> None:
-        self.migrator.say(script)
+        self.after = self.migrator.say(script)
         self.tables = script.tables
         if script.types is None:
             self.rehearsal.tell_receivers(has_types=False)
@@ -298,7 +309,7 @@ class _Execution:
         with translated():
             broken = self._faults(self._reader)
             absent = absent_tables(self._reader, self.tenant.schema_name, self.tables)
-            after = self._applied_at_end()
+            after = self._applied_at_end() if self.after is None else self.after
         if broken.invalid_indexes:
             failure = Failure(code="invalid_index", error_class="", message=_invalid_message(broken.invalid_indexes))
             return self._outcome(End.PARTIAL, failure, after=after)

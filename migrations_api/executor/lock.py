@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from django.db import Error as DatabaseError
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.utils import CursorWrapper
+from psycopg2 import sql
 
 from migrations_api.exceptions import TenantLocked
 from tenants.driver_errors import translated
@@ -31,6 +32,10 @@ BLOCKER_SQL = """
      ORDER BY a.xact_start, a.pid LIMIT 1
 """
 
+# By a setting of the session, since the statement that asks for what is under the lock has to begin when it is held.
+ATTEMPT = sql.SQL("SELECT set_config('tenant_migrations.locked', pg_try_advisory_lock({})::text, false); ")
+ATTEMPTED = sql.SQL("current_setting('tenant_migrations.locked')")
+
 END_HOLDER_SQL = f"SELECT pg_terminate_backend(pid) FROM ({HOLDER_SQL}) holder WHERE application_name = %s"  # noqa: S608
 
 
@@ -38,6 +43,11 @@ def lock_key(database: str, schema: str) -> int:
     """A signed 64-bit key; PostgreSQL's advisory locks are per database, the name in it guards against a reused OID."""
     digest = hashlib.sha256(f"tenant-migrations\0{database}\0{schema}".encode()).digest()
     return int.from_bytes(digest[:8], signed=True)
+
+
+def attempt(database: str, schema: str) -> sql.Composed:
+    """A statement that tries to get the tenant's lock once; what has come of it is in ATTEMPTED."""
+    return ATTEMPT.format(sql.Literal(lock_key(database, schema)))
 
 
 @contextmanager

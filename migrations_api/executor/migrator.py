@@ -21,7 +21,7 @@ from migrations_api.executor.outcome import Observer, StepResult, StopRequested
 from migrations_api.executor.rehearsal import Rehearsal, server_version
 from migrations_api.executor.script import Script, computes
 from migrations_api.executor.tape import Departure, Tape
-from migrations_api.plan import Plan, Planner, Step
+from migrations_api.plan import Applied, Plan, Planner, Step
 from tenants.conf import load_conf
 from tenants.exceptions import OutsideTenant, ServerError
 
@@ -89,18 +89,21 @@ class TenantMigrator(Planner):
         if self.loader.replacements:
             self.check_replacements()
 
-    def say(self, script: Script) -> None:
-        """Send what is known word for word."""
+    def say(self, script: Script) -> Applied | None:
+        """Send what is known word for word; returns what is applied then, None where that was not seen on the way."""
         if script.messages and not self._applied:
             self.recorder.ensure_schema()
+        may_record_more = bool(self.loader.replacements)
+        last, seen = next(reversed([*script.messages]), None), list[Applied]()
         for key, message in script.messages.items():
             migration = self.loader.graph.nodes[key]
             with self._step(migration, backwards=False) as finish:
-                with self.recorder.sent_with(message):
+                with self.recorder.sent_with(message, looks=key == last and not may_record_more) as seen:
                     self._record(migration)
                 finish(faked=False)
-        if self.loader.replacements:
+        if may_record_more:
             self.check_replacements()
+        return seen[0] if seen else None
 
     def _follows(self, migration: Migration, rehearsal: Rehearsal) -> bool:
         """Whether it was carried out as for other tenants; behind a departure, nothing is known of them any more."""

@@ -8,25 +8,28 @@ from django.db import DEFAULT_DB_ALIAS, transaction
 from django.db.migrations.state import ProjectState, StateApps
 from django.db.models import ProtectedError, Q, QuerySet, RestrictedError
 from django.db.models.base import Model
+from psycopg2 import sql
 
 from migrations_api.plan import Marks
 from tenants.watch import Question, Reader
 
 # Of PostgreSQL: the newest id that a sequence has given, NULL where there is none.
-MARKS: Final = Question(
-    name="marks",
-    types=("text", "text"),
-    statement="""
-    SELECT coalesce(pg_sequence_last_value(to_regclass(quote_ident(%s) || '.auth_permission_id_seq')), 0),
-           coalesce(pg_sequence_last_value(to_regclass(quote_ident(%s) || '.django_content_type_id_seq')), 0)
-""",
-)
+NEWEST: Final = [
+    f"coalesce(pg_sequence_last_value(to_regclass(quote_ident(%s) || '.{table}_id_seq')), 0)"
+    for table in ("auth_permission", "django_content_type")
+]
+MARKS: Final = Question(name="marks", types=("text", "text"), statement=f"SELECT {', '.join(NEWEST)}")
 
 
 def model_marks(reader: Reader, schema: str) -> Marks:
     """The newest ids of permissions and of content types: those that are made from now on have higher ones."""
     [(permissions, content_types)] = reader.rows(MARKS, schema, schema)
     return int(permissions), int(content_types)
+
+
+def marks_of(schema: str) -> list[sql.Composed]:
+    """The same as expressions, for a question that has other parts as well."""
+    return [sql.SQL(newest.replace("%s", "{}")).format(sql.Literal(schema)) for newest in NEWEST]
 
 
 def forget_model_rows(before: ProjectState, after: ProjectState, marks: Marks) -> None:

@@ -1,0 +1,42 @@
+"""What is done and asked the moment that a session which is passed on becomes a tenant's, all in one message."""
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from psycopg2 import sql
+
+from migrations_api.executor import lock
+from migrations_api.executor.applied import TABLE, applied_of, applied_text
+from migrations_api.executor.model_rows import marks_of
+from migrations_api.plan import Applied, Marks
+from tenants.preflight import HomeFacts
+
+
+ISOLATION: Final = sql.SQL("current_setting('transaction_isolation')")
+
+
+class Entry:
+    """Tries to get the tenant's lock, and reads under it what a plan is made of.
+
+    `found` is what is applied, and the marks; None where they were not read under the lock, and are to be asked again.
+    """
+
+    def __init__(self, database: str, schema: str) -> None:
+        self._database = database
+        self._schema = schema
+        self.is_locked = False
+        self.found: tuple[Applied, Marks] | None = None
+
+    def statements(self) -> sql.Composable:
+        return lock.attempt(self._database, self._schema)
+
+    def expressions(self, home: HomeFacts) -> Sequence[sql.Composable]:
+        applied = applied_text(sql.Identifier(self._schema, TABLE)) if home.has_record else sql.NULL
+        return lock.ATTEMPTED, ISOLATION, applied, *marks_of(self._schema)
+
+    def answered(self, values: Sequence[Any]) -> None:
+        locked, isolation, applied, permissions, content_types = values
+        self.is_locked = locked == "true"
+        # In any other, what was asked is from before the lock.
+        if self.is_locked and isolation == "read committed":
+            self.found = applied_of(applied), (int(permissions), int(content_types))
