@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from benchmarks.peers import databases
 from benchmarks.peers.databases import Truth
+from benchmarks.peers.processes import Command
 from benchmarks.peers.tools import FROM_ZERO, Bench, Fleet, Tool
 
 AFTERWARDS = 0.3  # seconds in which the last sessions are counted by the server
@@ -31,7 +32,7 @@ class Stage:
         self.bench, self.truth, self.tool, self.isolation, self.tenants = bench, truth, tool, isolation, tenants
         key = tool.name.replace("-", "_").replace(" ", "_").lower()
         self._start, self._ready, self._run = f"start_{key}", f"ready_{key}", f"run_{key}"
-        self._is_ready = False
+        self._is_ready = self._has_deployed = False
         databases.recreate(bench.server, self._start)
         if isolation == "schema":
             databases.make_empty(bench.server, databases.homes(isolation, self._start, tenants))
@@ -45,7 +46,7 @@ class Stage:
         """Raises NotMigrated if the tenants do not stand where they should then."""
         server = self.bench.server
         fleet = self._fleet_for(case)
-        self.tool.renew(self.bench)
+        self.tool.renew(self.bench, case)
         commands = self.tool.commands(self.bench, fleet, variant, case, self.truth)
         sessions, logged = databases.sessions(server), databases.log_size(server)
         costs = [self.bench.run(command) for command in commands]
@@ -78,6 +79,9 @@ class Stage:
         fleet = self.fleet(self._ready)
         if case == "pending":
             databases.take_back(self.bench.server, fleet.homes)
+            if not self._has_deployed:
+                self._meet(self.tool.last_deploy(self.bench, fleet), case)
+                self._has_deployed = True
         return fleet
 
     def _fill(self, batches: Sequence[str]) -> None:
@@ -89,8 +93,13 @@ class Stage:
         databases.fill(server, everywhere, batches)
         if self.tool.remembers:
             # What it adds to a tenant that stock Django has migrated is not to be a part of what is measured.
-            self.tool.renew(self.bench)
             variant = self.tool.variants("nothing")[1]
-            for command in self.tool.commands(self.bench, self.fleet(self._ready), variant, "nothing", self.truth):
-                self.bench.run(command)
-            self.tool.keep(self.bench)
+            commands = self.tool.commands(self.bench, self.fleet(self._ready), variant, "nothing", self.truth)
+            self._meet(commands, "nothing")
+
+    def _meet(self, commands: Sequence[Command], case: str) -> None:
+        """Have the tool know the tenants as an earlier deploy of its own has left them."""
+        self.tool.renew(self.bench, "start")
+        for command in commands:
+            self.bench.run(command)
+        self.tool.keep(self.bench, case)

@@ -82,11 +82,14 @@ class Tool(Protocol):
     def prepare(self, bench: Bench, fleet: Fleet) -> None:
         """Make what the tool itself has in a database, and make the tenants known to it; they exist and are empty."""
 
-    def keep(self, bench: Bench) -> None:
-        """Have renew() come back to here: before any deploy but the first, a tool has met its tenants."""
+    def keep(self, bench: Bench, case: str) -> None:
+        """Have renew() come back to here for that case: before any deploy but the first, a tool has met its tenants."""
 
-    def renew(self, bench: Bench) -> None:
+    def renew(self, bench: Bench, case: str) -> None:
         """Forget what the tool remembers of measurements since."""
+
+    def last_deploy(self, bench: Bench, fleet: Fleet) -> list[Command]:
+        """The one before the last migration came; of a tool that keeps no record of it, nothing."""
 
     def commands(self, bench: Bench, fleet: Fleet, variant: str, case: str, truth: Truth) -> list[Command]:
         """What brings the fleet up to date; of the plain loop, one for each of its tenants."""
@@ -118,11 +121,17 @@ class Own:
         for arguments in (["migrate", "-v0"], ["shell", "-v0", "-c", code]):
             bench.run(self._manage(bench, fleet, "plane_start", *arguments))
 
-    def keep(self, bench: Bench) -> None:
-        databases.recreate(bench.server, "plane_start", template="plane_run")
+    def keep(self, bench: Bench, case: str) -> None:
+        databases.recreate(bench.server, f"plane_{case}", template="plane_run")
 
-    def renew(self, bench: Bench) -> None:
-        databases.recreate(bench.server, "plane_run", template="plane_start")
+    def renew(self, bench: Bench, case: str) -> None:
+        kept = f"plane_{'nothing' if case == 'large' else case}"
+        databases.recreate(bench.server, "plane_run", template=kept if _is_there(bench, kept) else "plane_start")
+
+    def last_deploy(self, bench: Bench, fleet: Fleet) -> list[Command]:
+        app, name, _, _ = LAST
+        before = f"{int(name[:4]) - 1:04}"
+        return [self._manage(bench, fleet, "plane_run", "migratealltenants", app, before)]
 
     def commands(self, bench: Bench, fleet: Fleet, variant: str, case: str, truth: Truth) -> list[Command]:
         executor, *workers = variant.split()
@@ -163,9 +172,12 @@ class DjangoTenants:
         bench.run(self._manage(bench, fleet, "migrate_schemas", "--shared", "-v0"))
         _register(bench, fleet, f"{self.own_app}_client")
 
-    def keep(self, bench: Bench) -> None: ...
+    def keep(self, bench: Bench, case: str) -> None: ...
 
-    def renew(self, bench: Bench) -> None: ...
+    def renew(self, bench: Bench, case: str) -> None: ...
+
+    def last_deploy(self, bench: Bench, fleet: Fleet) -> list[Command]:
+        return []
 
     def commands(self, bench: Bench, fleet: Fleet, variant: str, case: str, truth: Truth) -> list[Command]:
         executor, _, setting = variant.partition(" ")
@@ -204,9 +216,12 @@ class DjangoPgschemas:
         bench.run(self._manage(bench, fleet, "migrate", "--schema", "public", "-v0"))
         _register(bench, fleet, f"{self.own_app}_client")
 
-    def keep(self, bench: Bench) -> None: ...
+    def keep(self, bench: Bench, case: str) -> None: ...
 
-    def renew(self, bench: Bench) -> None: ...
+    def renew(self, bench: Bench, case: str) -> None: ...
+
+    def last_deploy(self, bench: Bench, fleet: Fleet) -> list[Command]:
+        return []
 
     def commands(self, bench: Bench, fleet: Fleet, variant: str, case: str, truth: Truth) -> list[Command]:
         executor, _, threads = variant.partition(" ")
@@ -243,9 +258,12 @@ class Loop:
 
     def prepare(self, bench: Bench, fleet: Fleet) -> None: ...
 
-    def keep(self, bench: Bench) -> None: ...
+    def keep(self, bench: Bench, case: str) -> None: ...
 
-    def renew(self, bench: Bench) -> None: ...
+    def renew(self, bench: Bench, case: str) -> None: ...
+
+    def last_deploy(self, bench: Bench, fleet: Fleet) -> list[Command]:
+        return []
 
     def commands(self, bench: Bench, fleet: Fleet, variant: str, case: str, truth: Truth) -> list[Command]:
         if not fleet.homes:
@@ -269,9 +287,12 @@ class SqlAlone:
 
     def prepare(self, bench: Bench, fleet: Fleet) -> None: ...
 
-    def keep(self, bench: Bench) -> None: ...
+    def keep(self, bench: Bench, case: str) -> None: ...
 
-    def renew(self, bench: Bench) -> None: ...
+    def renew(self, bench: Bench, case: str) -> None: ...
+
+    def last_deploy(self, bench: Bench, fleet: Fleet) -> list[Command]:
+        return []
 
     def commands(self, bench: Bench, fleet: Fleet, variant: str, case: str, truth: Truth) -> list[Command]:
         batches = ["SELECT app, name FROM django_migrations"]
@@ -308,6 +329,12 @@ def pending_batch(truth: Truth) -> str:
     """What the last migration has sent, its row included."""
     _, name, _, _ = LAST
     return next(batch for batch in truth.batches if f"'{name}'" in batch)
+
+
+def _is_there(bench: Bench, database: str) -> bool:
+    with databases.cursor_of(bench.server, "postgres") as cursor:
+        cursor.execute("SELECT FROM pg_database WHERE datname = %s", [database])
+        return cursor.fetchone() is not None
 
 
 def _register(bench: Bench, fleet: Fleet, table: str) -> None:
