@@ -50,7 +50,8 @@ RUN_TRANSITIONS: Final = _table(
     {
         "claim": ({_R.PENDING, _R.WAITING}, _R.RUNNING),
         "wait": ({_R.RUNNING}, _R.WAITING),
-        # Its worker is going down, or is gone and left the tenant on a boundary; the next one carries on with it.
+        # Its worker is going down, has claimed more than it can begin now, or is gone and left the tenant on a
+        # boundary; the next one carries on with it.
         "requeue": ({_R.RUNNING, _R.WAITING}, _R.PENDING),
         "succeed": ({_R.RUNNING}, _R.SUCCEEDED),
         # There is nothing to do, which was read without a worker.

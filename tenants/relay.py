@@ -44,7 +44,7 @@ class Inquiry(Protocol):
         """Sent before the question; each ends with a semicolon."""
 
     def expressions(self, home: HomeFacts) -> Sequence[sql.Composable]:
-        """Of the question; where transactions are read committed, in a snapshot that is taken after those statements."""
+        """Of the question, which follows; its snapshot is newer only where transactions are read committed."""
 
     def answered(self, values: Sequence[Any]) -> None: ...
 

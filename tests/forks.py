@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing import get_context
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -12,6 +12,7 @@ from django.db.backends.utils import CursorWrapper
 from django.db.models.functions import Now
 
 from migrations_api.models import MigrationRun
+from migrations_api.orchestrator import share
 from migrations_api.orchestrator.work import work
 from tests.processes import GIVE_UP
 
@@ -53,15 +54,15 @@ def work_on(run_id: int) -> None:
 
 
 def dying_worker(
-    run_id: int, *, statement: int | str, after: bool, how: signal.Signals = signal.SIGKILL
+    runs: int | Sequence[int], *, statement: int | str, after: bool, how: signal.Signals = signal.SIGKILL
 ) -> BaseProcess:
     """A worker that is killed, or paused, just before or after a statement: the one of that number, over all of its
-    connections, or the first that contains that text.
+    connections, or the first that contains that text. It has that run, or is given those at once.
     """
-    return fork(_die_at, run_id, statement, after, how)
+    return fork(_die_at, runs, statement, after, how)
 
 
-def _die_at(run_id: int, statement: int | str, after: bool, how: signal.Signals) -> None:
+def _die_at(runs: int | Sequence[int], statement: int | str, after: bool, how: signal.Signals) -> None:
     execute = CursorWrapper._execute_with_wrappers
     executed = 0
 
@@ -77,9 +78,22 @@ def _die_at(run_id: int, statement: int | str, after: bool, how: signal.Signals)
         return found
 
     CursorWrapper._execute_with_wrappers = watched  # type: ignore[method-assign]
-    work_on(run_id)
+    if isinstance(runs, int):
+        work_on(runs)
+    else:
+        share.work_on(runs, emit=lambda event: None, should_stop=lambda: False, leave=lambda run_ids: None)
 
 
 def expire(run: MigrationRun) -> None:
     """Have its lease run out now instead of in half a minute."""
     MigrationRun.objects.filter(pk=run.pk).in_flight().update(lease_expires_at=Now())
+
+
+def one_by_one(carry_out: Callable[..., None]) -> Callable[..., None]:
+    """What a dispatcher's workers do, where runs that are given at once are carried out like any others."""
+
+    def work(run_ids: Sequence[int], *, leave: Any, **options: Any) -> None:
+        for run_id in run_ids:
+            carry_out(run_id, **options)
+
+    return work

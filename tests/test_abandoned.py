@@ -278,7 +278,7 @@ def test_rollout__driver_that_is_busy_with_one_tenant_keeps_its_lease(make_tenan
     settings.TENANT_MIGRATIONS = {"lease": 5, "heartbeat": 0.05}
     rollout = abandoned_rollout(make_tenant)
     run = rollout.runs.get(state="running")
-    with heartbeat(run.pk, run.attempt, load_conf()):
+    with heartbeat({run.pk: run.attempt}, load_conf()):
         while not Rollout.objects.filter(pk=rollout.pk, lease_expires_at__gt=Now()).exists():
             pass
     settle_abandoned()

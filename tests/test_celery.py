@@ -152,7 +152,7 @@ def finish(dispatcher: CeleryDispatcher, *runs: MigrationRun) -> None:
     def is_done() -> bool:
         pending = MigrationRun.objects.filter(pk__in=pks, state=RunState.PENDING).exclude(pk__in=dispatcher.held)
         for pk in pending.values_list("pk", flat=True)[: dispatcher.free]:
-            dispatcher.submit(pk)
+            dispatcher.submit([pk])
         dispatcher.wait(0.2)
         return not dispatcher.held and not MigrationRun.objects.active().filter(pk__in=pks).exists()
 
@@ -217,7 +217,7 @@ def test_events__of_a_run_that_nobody_began_are_none(make_tenant: MakeTenant, di
     told: list[Event] = []
     run = ask(make_tenant())
     dispatcher = dispatch(emit=told.append)
-    dispatcher.submit(run.pk)
+    dispatcher.submit([run.pk])
     assert dispatcher.held == {run.pk}
     MigrationRun.objects.filter(pk=run.pk).transition("cancel")
     dispatcher.wait(GIVE_UP)
@@ -238,7 +238,7 @@ def test_message__that_is_lost_is_sent_again(
 ) -> None:
     run = ask(make_tenant())
     dispatcher = dispatch()
-    dispatcher.submit(run.pk)
+    dispatcher.submit([run.pk])
     with redis.client() as client:
         client.flushall()
     finish(dispatcher, run)
@@ -252,7 +252,7 @@ def test_message__waits_no_longer_than_the_run_is_held(
     run = ask(make_tenant(), "orders")
     dispatcher = dispatch()
     for _ in range(2):
-        dispatcher.submit(run.pk)
+        dispatcher.submit([run.pk])
         wait_until(lambda: not dispatcher.held)
     assert queued(redis) == 2
     process = start()
@@ -265,7 +265,7 @@ def test_resubmission__is_twice_as_patient_each_time(make_tenant: MakeTenant, di
     dispatcher = dispatch()
     patience = []
     for _ in range(9):
-        dispatcher.submit(run.pk)
+        dispatcher.submit([run.pk])
         patience.append(dispatcher._sent[run.pk].patience)
     assert patience == [0.5, 1, 2, 4, 8, 16, 16, 16, 16]
 
@@ -302,7 +302,7 @@ def test_broker__that_is_away_is_told_of_once_and_waited_for(
     redis.stop()
     for _ in range(2):
         for run in runs:
-            dispatcher.submit(run.pk)
+            dispatcher.submit([run.pk])
         wait_until(lambda: not dispatcher.held)
     redis.start()
     finish(dispatcher, *runs)
@@ -330,7 +330,7 @@ def test_broker__that_is_wiped_while_runs_are_worked_on(
 
 def finish_one(dispatcher: CeleryDispatcher, run: MigrationRun) -> None:
     if run.pk not in dispatcher.held and state(run) == "pending":
-        dispatcher.submit(run.pk)
+        dispatcher.submit([run.pk])
     dispatcher.wait(0.1)
 
 
@@ -453,7 +453,7 @@ def test_look__is_one_query_for_all_that_is_held(
 ) -> None:
     dispatcher = dispatch(max_concurrency=3)
     for name in ("a", "b", "c"):
-        dispatcher.submit(ask(make_tenant(name)).pk)
+        dispatcher.submit([ask(make_tenant(name)).pk])
     assert dispatcher.free == 0
     with django_assert_num_queries(1):
         dispatcher.wait(0)
@@ -464,7 +464,7 @@ def test_wait__outlasts_an_outage_of_the_control_plane(
 ) -> None:
     run = ask(make_tenant())
     dispatcher = dispatch()
-    dispatcher.submit(run.pk)
+    dispatcher.submit([run.pk])
     backend = connection.connection.info.backend_pid
     catalog.query(catalog.dsn(configured.DATABASES["default"]), "SELECT pg_terminate_backend(%s)", [backend])
     dispatcher.wait(0)

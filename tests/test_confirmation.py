@@ -1,6 +1,6 @@
 """What is up to date is settled by one look at many tenants, and only if it really is."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -17,7 +17,7 @@ from migrations_api.orchestrator.driver import drive
 from migrations_api.orchestrator.requests import Request, request_rollout
 from migrations_api.orchestrator.rollout_verbs import pause
 from migrations_api.orchestrator.selection import Selector, select
-from migrations_api.orchestrator.work import work
+from migrations_api.orchestrator.share import work_on
 from migrations_api.plan import Target
 from tenants.models import Tenant
 from tests import catalog
@@ -46,11 +46,11 @@ def worked_on(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The tenants that a worker was started for."""
     tenant_ids = []
 
-    def work_on(run_id: int, **options: Any) -> None:
-        tenant_ids.append(MigrationRun.objects.get(pk=run_id).tenant_id)
-        work(run_id, **options)
+    def work(run_ids: Sequence[int], **options: Any) -> None:
+        tenant_ids.extend(MigrationRun.objects.get(pk=run_id).tenant_id for run_id in run_ids)
+        work_on(run_ids, **options)
 
-    monkeypatch.setattr(driver, "work", work_on)
+    monkeypatch.setattr(driver, "work", work)
     return tenant_ids
 
 

@@ -16,7 +16,7 @@ from tests.forks import join, work_on
 from tests.pooler import PORT, pooler
 from tests.small_app import Code, MakeTenant, add_field, migrate, migration
 
-OF_EVERY_RUN = {"claim_run", "begin_run", "end_run"}
+OF_EVERY_RUN = {"claim_runs", "begin_run", "end_runs"}
 DIVIDE = Statement("divide", "SELECT %(dividend)s / %(divisor)s, %(dividend)s", {"dividend": "int", "divisor": "int"})
 
 

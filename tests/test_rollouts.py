@@ -31,6 +31,7 @@ from migrations_api.orchestrator.work import work
 from migrations_api.plan import Target
 from tenants.models import Isolation, Tenant
 from tests import catalog
+from tests.forks import one_by_one
 
 MakeTenant = Callable[..., Tenant]
 Choose = Callable[..., None]
@@ -336,10 +337,16 @@ def test_parallel__a_worker_that_died_while_idle_is_replaced(plane: None) -> Non
         emit(RunStarted(run_id=run_id, tenant_id="acme", tenant_name="ACME"))
 
     dispatcher = ParallelDispatcher(
-        Terms(work=report, max_concurrency=1, emit=done.append, should_stop=lambda: False, on_lost=lambda run_id: None)
+        Terms(
+            work=one_by_one(report),
+            max_concurrency=1,
+            emit=done.append,
+            should_stop=lambda: False,
+            on_lost=lambda run_id: None,
+        )
     )
     for run_id in (1, 2):
-        dispatcher.submit(run_id)
+        dispatcher.submit([run_id])
         while dispatcher.held:
             dispatcher.wait(1)
         (worker,) = active_children()
@@ -354,7 +361,7 @@ def test_parallel__a_worker_is_told_to_stop_by_the_end_of_its_parent_whatever_th
     child.send("an event")
     parent.close()
     assert child.poll()
-    assert _Inbox(child, None).next_run() is None
+    assert _Inbox(child, None).next_share() is None
 
 
 def ahead(
@@ -368,7 +375,7 @@ def ahead(
 ) -> ParallelDispatcher:
     return ParallelDispatcher(
         Terms(
-            work=work,
+            work=one_by_one(work),
             max_concurrency=workers,
             lore=lore,
             emit=lambda event: None,
@@ -391,7 +398,7 @@ def test_parallel__a_worker_takes_one_after_the_other(tmp_path: Path, settings: 
     rest = deque(range(1, 8))
     while rest or dispatcher.held:
         while dispatcher.free and rest:
-            dispatcher.submit(rest.popleft())
+            dispatcher.submit([rest.popleft()])
             assert len(active_children()) == 1
         dispatcher.wait(1)
     dispatcher.close()
@@ -410,7 +417,7 @@ def test_parallel__what_waits_for_all_workers_is_not_kept_by_one_that_is_busy(tm
     rest = deque(range(1, 40))
     while rest or len(dispatcher.held) > 1:
         while dispatcher.free and rest:
-            dispatcher.submit(rest.popleft())
+            dispatcher.submit([rest.popleft()])
         dispatcher.wait(1)
     assert dispatcher.held == {1}
     end.touch()
@@ -446,13 +453,13 @@ def test_parallel__others_are_forked_once_the_first_worker_has_learned_or_takes_
         time.sleep(seconds or 0.02)
 
     dispatcher = ahead(work, lost=[], workers=2, lore=lore, looks_ahead=looks_ahead)
-    dispatcher.submit(1)
+    dispatcher.submit([1])
     first, run_ids = active_children(), count(2)
     assert len(first) == 1
     while len(active_children()) < 2:
         dispatcher.wait(10)
         while dispatcher.free:
-            dispatcher.submit(next(run_ids))
+            dispatcher.submit([next(run_ids)])
     # Either it has told, or nobody waited for it.
     assert lore.known == ([first[0].pid] if seconds == 0 else [])
     dispatcher.close()
@@ -467,8 +474,8 @@ def test_parallel__what_waits_outlives_a_lost_worker(tmp_path: Path) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     dispatcher = ahead(die, lost=lost)
-    dispatcher.submit(1)
-    dispatcher.submit(2)
+    dispatcher.submit([1])
+    dispatcher.submit([2])
     while dispatcher.held:
         dispatcher.wait(1)
     dispatcher.close()
@@ -484,8 +491,8 @@ def test_parallel__what_is_waiting_is_not_begun_after_a_stop(tmp_path: Path) -> 
             time.sleep(0.01)
 
     dispatcher = ahead(wait_for_the_end, lost=[], should_stop=lambda: bool(stopping))
-    dispatcher.submit(1)
-    dispatcher.submit(2)
+    dispatcher.submit([1])
+    dispatcher.submit([2])
     while not begun.exists():
         time.sleep(0.01)
     stopping.append(True)

@@ -16,6 +16,7 @@ from migrations_api.orchestrator.driver import drive
 from migrations_api.orchestrator.requests import Request, request_rollout
 from tenants.models import Tenant
 from tests import catalog, roles
+from tests.forks import one_by_one
 from tests.processes import wait_until
 from tests.small_app import Code, MakeTenant, add_field, migration, standing_at_first
 
@@ -59,13 +60,17 @@ def test_dispatcher__has_fewer_workers_after_a_shortage_and_more_again_later(tmp
 
     events: list[Event] = []
     terms = Terms(
-        work=carry_out, max_concurrency=4, emit=events.append, should_stop=lambda: False, on_lost=lambda run_id: None
+        work=one_by_one(carry_out),
+        max_concurrency=4,
+        emit=events.append,
+        should_stop=lambda: False,
+        on_lost=lambda run_id: None,
     )
     dispatcher = ParallelDispatcher(terms)
 
     def carry_out_all(*run_ids: int) -> int:
         for run_id in run_ids:
-            dispatcher.submit(run_id)
+            dispatcher.submit([run_id])
         while dispatcher.held:
             dispatcher.wait(1)
         return dispatcher.free

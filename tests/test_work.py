@@ -555,7 +555,12 @@ def test_heartbeat__renews_the_lease_while_the_tenants_server_takes_no_request_t
     with proxy(impatient) as shop, closing(open_connection(shop.settings)) as session:
         session.ensure_connection()
         lose(shop)
-        with heartbeat(run.pk, claimed.attempt, load_conf()), tenant_as_default(tenant, session):
+        attempts = {run.pk: claimed.attempt}
+        with (
+            heartbeat(attempts, load_conf()) as pulse,
+            pulse.working_on(run.pk),
+            tenant_as_default(tenant, session),
+        ):
             before = _lease(run)
             wait_until(lambda: _lease(run) > before)
 

@@ -7,12 +7,17 @@ from migrations_api.events import Event
 Emit = Callable[[Event], None]
 ShouldStop = Callable[[], bool]
 OnLost = Callable[[int], None]
+Leave = Callable[[list[int]], None]
 
 
 class Work(Protocol):
-    """Carry out one run to its end. Never raises for what the run does; what it raises is a defect."""
+    """Carry out runs to their ends. Never raises for what a run does; what it raises is a defect.
 
-    def __call__(self, run_id: int, *, emit: Emit, should_stop: ShouldStop) -> None: ...
+    A single one is carried out in any case. Of several, it may `leave` some, from any thread: they are to be carried
+    out by themselves, since others would have to wait behind them, or they behind another.
+    """
+
+    def __call__(self, run_ids: Sequence[int], *, emit: Emit, should_stop: ShouldStop, leave: Leave) -> None: ...
 
 
 class Lore(Protocol):
@@ -29,7 +34,8 @@ class Lore(Protocol):
 class Terms:
     """On which runs are dispatched. `max_concurrency` limits those in flight, whatever is submitted.
 
-    With `looks_ahead` nothing depends on how a run ends before the next one begins: more may wait than are begun.
+    With `looks_ahead` nothing depends on how a run ends before the next one begins: more may wait than are begun, and a
+    worker may be given several at once.
 
     With `leaves_running` another driver carries on where this one ends: once `should_stop` says so, what is not done by
     processes of this machine is neither stopped nor waited for.
@@ -66,7 +72,7 @@ class Dispatcher(Protocol):
     def held(self) -> frozenset[int]:
         """The runs that were submitted and have not come back."""
 
-    def submit(self, run_id: int) -> None: ...
+    def submit(self, run_ids: Sequence[int]) -> None: ...
 
     def wait(self, timeout: float) -> None:
         """Deliver events for at most `timeout` seconds, returning as soon as a run has come back."""

@@ -23,8 +23,8 @@ class Cap:
             self.now = max(1, self.now // 2)
             self._lowered_at = instant
 
-    def ended(self) -> None:
-        self._ended += 1
+    def ended(self, runs: int = 1) -> None:
+        self._ended += runs
         if self._ended >= self.now:
             self._ended = 0
             self.now = min(self._most, self.now + 1)

@@ -5,6 +5,9 @@ from typing import Final
 # each anew would cost more than carrying it out.
 AHEAD: Final = 0.25
 MOST: Final = 64
+# How many a worker is given at once, at the most, and in how many portions what is chosen at a time.
+SHARE: Final = 16
+PORTIONS: Final = 4
 
 
 class Pace:
@@ -14,12 +17,17 @@ class Pace:
         self._seconds = AHEAD
         self._since = time.monotonic()
 
-    def ended(self) -> None:
+    def ended(self, runs: int = 1) -> None:
         instant = time.monotonic()
-        self._seconds = (3 * self._seconds + instant - self._since) / 4
+        self._seconds = (3 * self._seconds + (instant - self._since) / max(runs, 1)) / 4
         self._since = instant
 
     @property
     def ahead(self) -> int:
         """How many more may wait, beside those that are worked on."""
         return int(AHEAD / max(self._seconds, AHEAD / MOST))
+
+    @property
+    def share(self) -> int:
+        """How many a worker may be given at once."""
+        return max(1, min(SHARE, self.ahead // PORTIONS))

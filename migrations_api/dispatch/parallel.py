@@ -56,6 +56,25 @@ class _Lessons:
     lessons: Sequence[Any]
 
 
+@dataclass(frozen=True)
+class _Share:
+    """Runs that a worker is given at once."""
+
+    run_ids: Sequence[int]
+
+
+@dataclass(frozen=True)
+class _Left:
+    """Those of them that it has left to be carried out by themselves."""
+
+    run_ids: Sequence[int]
+
+
+@dataclass(frozen=True)
+class _Done:
+    """A worker is idle again."""
+
+
 class _Worker:
     def __init__(self, work: Work, lore: Lore | None) -> None:
         # A forked connection would be one session with two owners.
@@ -65,15 +84,17 @@ class _Worker:
         self.process: BaseProcess = _context.Process(target=_serve, args=(child, work, lore), name=_NAME, daemon=True)
         self.process.start()
         child.close()
-        self.run_id: int | None = None
+        self.share: Sequence[int] = ()
+        # One that has left all of its share is at work until it says so.
+        self.is_idle = True
         self.done = 0
 
-    def submit(self, run_id: int) -> None:
-        self.run_id = run_id
-        self.tell(run_id)
+    def submit(self, run_ids: Sequence[int]) -> None:
+        self.share, self.is_idle = run_ids, False
+        self.tell(_Share(run_ids))
 
-    def tell(self, message: int | _Lessons | None) -> None:
-        """A run to be carried out, what others have learned, or None to stop."""
+    def tell(self, message: "_Share | _Lessons | None") -> None:
+        """Runs to be carried out, what others have learned, or None to stop."""
         with suppress(OSError):  # it has died just now, which the next wait() finds out
             self.pipe.send(message)
 
@@ -86,29 +107,29 @@ class _Inbox:
         self._pipe = pipe
         self._lore = lore
         # While one is worked on, there is no other.
-        self._run_id: int | None = None
+        self._share: Sequence[int] | None = None
 
     def should_stop(self) -> bool:
         while not self.is_stopping and self._pipe.poll():
             self._take()
         return self.is_stopping
 
-    def next_run(self) -> int | None:
+    def next_share(self) -> Sequence[int] | None:
         """None once there is to be no other."""
-        self._run_id = None
-        while not self.is_stopping and self._run_id is None:
+        self._share = None
+        while not self.is_stopping and self._share is None:
             self._take()
-        return None if self.is_stopping else self._run_id
+        return None if self.is_stopping else self._share
 
     def _take(self) -> None:
         try:
-            told: int | _Lessons | None = self._pipe.recv()
+            told: _Share | _Lessons | None = self._pipe.recv()
         except (EOFError, ConnectionResetError):  # the parent is gone, perhaps before it read what was sent to it
             told = None
         if told is None:
             self.is_stopping = True
-        elif isinstance(told, int):
-            self._run_id = told
+        elif isinstance(told, _Share):
+            self._share = told.run_ids
         elif self._lore is not None:
             self._lore.learn(told.lessons)
 
@@ -120,17 +141,23 @@ def _serve(pipe: Connection, work: Work, lore: Lore | None) -> None:
     _cancel_on_signal()
     inbox = _Inbox(pipe, lore)
 
-    def tell(message: Event | _Lessons | int) -> None:
-        with suppress(OSError):  # nobody listens any more; the records do not depend on it
+    speaking = threading.Lock()
+
+    def tell(message: Event | _Lessons | _Left | _Done) -> None:
+        # Where nobody listens any more, the records do not depend on it.
+        with speaking, suppress(OSError):
             pipe.send(message)
 
-    while (run_id := inbox.next_run()) is not None:
-        work(run_id, emit=tell, should_stop=inbox.should_stop)
+    def leave(run_ids: Sequence[int]) -> None:
+        tell(_Left(run_ids))
+
+    while (share := inbox.next_share()) is not None:
+        work(share, emit=tell, should_stop=inbox.should_stop, leave=leave)
         if inbox.is_stopping:
             break
         if lore is not None and (lessons := lore.learned()):
             tell(_Lessons(lessons))
-        tell(run_id)
+        tell(_Done())
     connections.close_all()
 
 
@@ -156,6 +183,8 @@ class ParallelDispatcher:
         self._cap = Cap(min(terms.max_concurrency, load_conf().max_workers))
         # Whoever is idle first takes the next: behind one worker it could wait in vain while others are idle.
         self._queue: deque[int] = deque()
+        # Those that have turned out to need a worker for themselves.
+        self._alone: deque[int] = deque()
         self._pace = Pace()
         self._per_worker = load_conf().tenants_per_worker
         self._workers: list[_Worker] = []
@@ -166,10 +195,11 @@ class ParallelDispatcher:
     @property
     def free(self) -> int:
         # Many at a time, before the last of them is taken.
-        if len(self._queue) > self._most:
+        waiting = len(self._queue) + len(self._alone)
+        if waiting > self._most * self._pace.share:
             return 0
         ahead = self._pace.ahead if self._terms.looks_ahead else 0
-        return max(0, self._room + ahead - len(self._queue))
+        return max(0, self._room + ahead - waiting)
 
     @property
     def _room(self) -> int:
@@ -178,7 +208,7 @@ class ParallelDispatcher:
 
     @property
     def _busy(self) -> list[_Worker]:
-        return [worker for worker in self._workers if worker.run_id is not None]
+        return [worker for worker in self._workers if not worker.is_idle]
 
     @property
     def _most(self) -> int:
@@ -186,18 +216,24 @@ class ParallelDispatcher:
 
     @property
     def held(self) -> frozenset[int]:
-        return frozenset(self._queue).union(worker.run_id for worker in self._busy if worker.run_id is not None)
+        return frozenset(self._queue).union(self._alone, *(worker.share for worker in self._busy))
 
-    def submit(self, run_id: int) -> None:
-        self._queue.append(run_id)
+    def submit(self, run_ids: Sequence[int]) -> None:
+        self._queue.extend(run_ids)
         self._hand_out()
 
     def _hand_out(self) -> None:
-        while self._queue and self._room > 0:
-            self._idle_worker().submit(self._queue.popleft())
+        while (self._alone or self._queue) and self._room > 0:
+            self._idle_worker().submit(self._next_share())
+
+    def _next_share(self) -> list[int]:
+        if self._alone:
+            return [self._alone.popleft()]
+        size = min(self._pace.share, len(self._queue)) if self._terms.looks_ahead else 1
+        return [self._queue.popleft() for _ in range(size)]
 
     def _idle_worker(self) -> _Worker:
-        for worker in [worker for worker in self._workers if worker.run_id is None]:
+        for worker in [worker for worker in self._workers if worker.is_idle]:
             # An idle worker says nothing, and what it died of, memory perhaps, may be long ago.
             if worker.process.is_alive():
                 return worker
@@ -220,6 +256,7 @@ class ParallelDispatcher:
 
     def close(self) -> None:
         self._queue.clear()
+        self._alone.clear()
         while self.held:
             self.wait(1.0)
         for worker in list(self._workers):
@@ -230,6 +267,7 @@ class ParallelDispatcher:
             return
         self._told_to_stop = True
         self._queue.clear()
+        self._alone.clear()
         for worker in self._busy:
             worker.tell(None)
 
@@ -242,25 +280,36 @@ class ParallelDispatcher:
                     self._terms.emit(message)
                 elif isinstance(message, _Lessons):
                     self._pass_on(message, worker)
+                elif isinstance(message, _Left):
+                    self._take_back(worker, message.run_ids)
                 else:
-                    worker.run_id = None
-                    worker.done += 1
-                    self._pace.ended()
-                    self._cap.ended()
+                    self._count(worker)
         except (EOFError, ConnectionResetError):
             self._retire(worker)
-            if worker.run_id is not None:
-                self._terms.on_lost(worker.run_id)
+            for run_id in worker.share:
+                self._terms.on_lost(run_id)
             return
-        if worker.run_id is None and (worker.done >= self._per_worker or self._told_to_stop or self._are_too_many):
+        if worker.is_idle and (worker.done >= self._per_worker or self._told_to_stop or self._are_too_many):
             self._retire(worker)
+
+    def _take_back(self, worker: _Worker, run_ids: Sequence[int]) -> None:
+        worker.share = [run_id for run_id in worker.share if run_id not in run_ids]
+        if not self._told_to_stop:
+            self._alone.extend(run_ids)
+
+    def _count(self, worker: _Worker) -> None:
+        ended = len(worker.share)
+        worker.share, worker.is_idle = (), True
+        worker.done += ended
+        self._pace.ended(ended)
+        self._cap.ended(ended)
 
     def _heed(self, event: Event) -> None:
         if not (isinstance(event, RunWaiting) and event.is_shortage):
             return
         self._cap.shortage()
         # An idle one keeps its sessions.
-        for worker in [worker for worker in self._workers if worker.run_id is None]:
+        for worker in [worker for worker in self._workers if worker.is_idle]:
             self._retire(worker)
 
     @property

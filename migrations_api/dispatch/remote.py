@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
@@ -80,7 +81,11 @@ class CeleryDispatcher:
     def held(self) -> frozenset[int]:
         return frozenset(run_id for run_id, sent in self._sent.items() if sent.is_held)
 
-    def submit(self, run_id: int) -> None:
+    def submit(self, run_ids: Sequence[int]) -> None:
+        for run_id in run_ids:
+            self._submit(run_id)
+
+    def _submit(self, run_id: int) -> None:
         before = self._sent.get(run_id)
         patience = min(before.patience * 2, self._patience * LONGEST) if before else self._patience
         if self._broker.send(run_id, expires=patience):

@@ -1,3 +1,5 @@
+from collections.abc import Sequence
+
 from migrations_api.dispatch.base import Terms
 from migrations_api.dispatch.pace import Pace
 
@@ -17,11 +19,20 @@ class SequentialDispatcher:
     def held(self) -> frozenset[int]:
         return frozenset()
 
-    def submit(self, run_id: int) -> None:
-        if self._terms.looks_ahead and self._terms.should_stop():
-            return
-        self._terms.work(run_id, emit=self._terms.emit, should_stop=self._terms.should_stop)
-        self._pace.ended()
+    def submit(self, run_ids: Sequence[int]) -> None:
+        rest = list(run_ids)
+        while rest and not (self._terms.looks_ahead and self._terms.should_stop()):
+            share = rest[: self._pace.share]
+            del rest[: len(share)]
+            for run_id in self._work(share):
+                self._work([run_id])
+
+    def _work(self, run_ids: Sequence[int]) -> list[int]:
+        """Returns those that are left to be carried out by themselves."""
+        left: list[int] = []
+        self._terms.work(run_ids, emit=self._terms.emit, should_stop=self._terms.should_stop, leave=left.extend)
+        self._pace.ended(len(run_ids) - len(left))
+        return left
 
     def wait(self, timeout: float) -> None:
         """Nothing is ever in flight between two calls."""

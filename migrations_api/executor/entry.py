@@ -11,7 +11,6 @@ from migrations_api.executor.model_rows import marks_of
 from migrations_api.plan import Applied, Marks
 from tenants.preflight import HomeFacts
 
-
 ISOLATION: Final = sql.SQL("current_setting('transaction_isolation')")
 
 

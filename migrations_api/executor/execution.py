@@ -40,6 +40,7 @@ from migrations_api.plan import (
     Step,
     Target,
     Undo,
+    fingerprint,
     is_recorded,
     prunable,
     require_reversible,
@@ -64,10 +65,14 @@ def execute(
     observer: Observer,
     application_name: str,
     plan_digest: str = "",
+    left_before: str | None = None,
+    waits: bool = True,
 ) -> Outcome:
     """Migrate `tenant` to `target` and return how that ended; a migration that fails is an outcome, not an exception.
 
-    With `plan_digest`, only a plan of that content is carried out. Raises, with nothing changed, PlanError,
+    With `plan_digest`, only a plan of that content is carried out. `left_before` is the fingerprint of what the last
+    run has left, if it has succeeded: content types and permissions are taken to be there where the tenant still stands
+    there. Without `waits`, whoever has its lock is not waited for. Raises, with nothing changed, PlanError,
     PlanChanged, TenantLocked, and what tenant_session() raises; and OutcomeUnknown when the session was lost in the
     middle and the tenant cannot be read.
     """
@@ -78,6 +83,8 @@ def execute(
         options=options,
         observer=observer,
         plan_digest=plan_digest,
+        left_before=left_before,
+        lock_wait=load_conf().lock_wait if waits else 0.0,
         watch=watch_of(tenant),
     )
     relay = relay_of(tenant) if options.is_plain and may_be_passed_on(source) else None
@@ -102,33 +109,34 @@ class _Work:
     options: Options
     observer: Observer
     plan_digest: str
+    left_before: str | None
+    lock_wait: float
     watch: Watch | None
 
     def carry_out_in_passing(self, connection: DatabaseWrapper, entry: Entry) -> Outcome | None:
         """In a session that is passed on; None, with nothing done, where the tenant needs one of its own."""
         # The session lets go of the lock as it is made new for the next tenant.
         with nullcontext() if entry.is_locked else self._locked(connection):
-            applied, marks = entry.found or self._found(connection)
-            rehearsal, plan, script = self._plan(connection, applied, marks)
-            if script is None and not rehearsal.may_be_passed_on:
+            course = self._course(connection, *(entry.found or self._found(connection)))
+            if course.script is None and not course.rehearsal.may_be_passed_on:
                 return None
-            return self._execute(connection, rehearsal, plan, script)
+            return self._execute(connection, course)
 
     def carry_out(self, connection: DatabaseWrapper) -> Outcome:
         with self._locked(connection):
-            return self._execute(connection, *self._plan(connection, *self._found(connection)))
+            return self._execute(connection, self._course(connection, *self._found(connection)))
 
     def _locked(self, connection: DatabaseWrapper) -> AbstractContextManager[None]:
         database = connection.settings_dict["NAME"]
-        return tenant_lock(connection, database=database, schema=self.tenant.schema_name, wait=load_conf().lock_wait)
+        return tenant_lock(connection, database=database, schema=self.tenant.schema_name, wait=self.lock_wait)
 
-    def _execute(self, connection: DatabaseWrapper, rehearsal: Rehearsal, plan: Plan, script: Script | None) -> Outcome:
-        self._require_allowed(connection, plan)
-        self.observer.planned(plan)
+    def _execute(self, connection: DatabaseWrapper, course: "_Course") -> Outcome:
+        self._require_allowed(connection, course.plan)
+        self.observer.planned(course.plan)
         with tenant_as_default(self.tenant, connection):
             if self.options.prune:
-                return _prune(self.tenant, connection, plan, self.source)
-            return _Execution(self, connection, plan, rehearsal, script).run()
+                return _prune(self.tenant, connection, course.plan, self.source)
+            return _Execution(self, connection, course).run()
 
     def reader(self, connection: DatabaseWrapper) -> Reader:
         return self.watch or OwnSession(connection)
@@ -140,12 +148,14 @@ class _Work:
             applied = TenantRecorder(connection, schema).applied_keys(is_there=has_record)
             return applied, model_marks(reader, schema)
 
-    def _plan(
-        self, connection: DatabaseWrapper, applied: Applied, marks: Marks
-    ) -> tuple[Rehearsal, Plan, Script | None]:
+    def _course(self, connection: DatabaseWrapper, applied: Applied, marks: Marks) -> "_Course":
         rehearsal = rehearsal_of(self.source, applied, self.target)
-        script = rehearsal.whole_script(server_version(connection)) if self.options.is_plain else None
-        return rehearsal, replace(rehearsal.plan, marks=marks), script
+        return _Course(
+            rehearsal=rehearsal,
+            plan=replace(rehearsal.plan, marks=marks),
+            script=rehearsal.whole_script(server_version(connection)) if self.options.is_plain else None,
+            has_types=rehearsal.keeps_types and self.left_before == fingerprint(applied),
+        )
 
     def _require_allowed(self, connection: DatabaseWrapper, plan: Plan) -> None:
         if self.plan_digest and plan.digest != self.plan_digest:
@@ -166,6 +176,19 @@ class _Work:
             raise MissingRecord(self.tenant.tenant_id, sorted(there))
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Course:
+    """How a tenant is brought to its target. `has_types`: nothing is to be done for content types and permissions.
+
+    They were seen to when the tenant was last migrated, and the plan needs no others.
+    """
+
+    rehearsal: Rehearsal
+    plan: Plan
+    script: Script | None
+    has_types: bool
+
+
 def _prune(tenant: Tenant, connection: DatabaseWrapper, plan: Plan, source: MigrationSource) -> Outcome:
     stale = prunable(plan, source, plan.target.app_label or "")
     recorder = TenantRecorder(connection, tenant.schema_name)
@@ -182,15 +205,14 @@ def _prune(tenant: Tenant, connection: DatabaseWrapper, plan: Plan, source: Migr
 class _Execution:
     """One pass of `migrate` over a tenant that is `default`."""
 
-    def __init__(
-        self, work: _Work, connection: DatabaseWrapper, plan: Plan, rehearsal: Rehearsal, script: Script | None
-    ) -> None:
+    def __init__(self, work: _Work, connection: DatabaseWrapper, course: _Course) -> None:
         self.tenant = work.tenant
         self.connection = connection
         self.watch = work.watch
-        self.rehearsal = rehearsal
-        self.script = script
-        self.plan = plan
+        self.rehearsal = course.rehearsal
+        self.script = course.script
+        self.has_types = course.has_types
+        self.plan = course.plan
         self.source = work.source
         self.options = work.options
         self.configs = tenant_apps(self.tenant.isolation)
@@ -268,6 +290,8 @@ class _Execution:
     def _say(self, script: Script) -> None:
         self.after = self.migrator.say(script)
         self.tables = script.tables
+        if self.has_types:
+            return
         if script.types is None:
             self.rehearsal.tell_receivers(has_types=False)
         elif not script.types.are_in(self._reader, self.tenant.schema_name):

@@ -26,7 +26,7 @@ from django.db.models.signals import post_migrate, pre_migrate
 from migrations_api.executor import signals
 from migrations_api.executor.lending import MOST_MODELS, Lender, isolated
 from migrations_api.executor.model_types import RECEIVERS, ModelTypes, model_types
-from migrations_api.executor.script import Script, Statement, script_of
+from migrations_api.executor.script import OF_ONE_MODEL, Script, Statement, script_of
 from migrations_api.executor.tape import SHARING, Around
 from migrations_api.executor.verification import tables_of
 from migrations_api.plan import Key, MigrationSource, Plan, Planner
@@ -36,6 +36,8 @@ from tenants.watch import Reader
 DJANGOS: Final = SHARING - {operations.RunSQL}
 # Those that are code, and are lent what they are given.
 CODE: Final = frozenset({operations.RunPython, RenameContentType})
+# Of those that concern one model, the ones behind which Django may make content types or permissions.
+MAKE_TYPES: Final = frozenset({operations.CreateModel, operations.AlterModelOptions})
 # Changing rows may call triggers, which may be each tenant's own.
 HARMLESS: Final = re.compile(r"\s*(ALTER|CREATE|DROP|COMMENT|SELECT)\b", re.IGNORECASE)
 # What a constraint is called in its own statement that old rows may break.
@@ -125,6 +127,12 @@ class Rehearsal:
             signals.receivers(pre_migrate, self._configs) <= {inject_rename_contenttypes_operations}
             and signals.receivers(post_migrate, self._configs) <= RECEIVERS
         )
+
+    @cached_property
+    def keeps_types(self) -> bool:
+        """Whether it needs no content types and permissions but those of the models before it."""
+        makes_none = all(type(each) in OF_ONE_MODEL - MAKE_TYPES for written in self._written for each in written)
+        return makes_none and not self.plan.unmigrated_apps and not self.plan.backwards and self.plan.then is None
 
     def agreed(self, migration: Migration, server_version: int) -> None:
         """Another tenant has just said the same as the first one."""

@@ -37,11 +37,16 @@ _prepared: Final[WeakKeyDictionary[Any, set[str] | None]] = WeakKeyDictionary()
 
 def fetch_row(statement: Statement, values: Mapping[str, Any]) -> Sequence[Any] | None:
     """Execute it, over a new session where the last one was cut; returns its first row."""
+    return next(iter(fetch_rows(statement, values)), None)
+
+
+def fetch_rows(statement: Statement, values: Mapping[str, Any]) -> Sequence[Sequence[Any]]:
+    """The same, with all of its rows."""
     mend()
     with connection.cursor() as cursor:
         cursor.execute(_ready(statement, cursor), values)
-        row: Sequence[Any] | None = cursor.fetchone()
-    return row
+        rows: Sequence[Sequence[Any]] = cursor.fetchall()
+    return rows
 
 
 def _ready(statement: Statement, cursor: Any) -> str:

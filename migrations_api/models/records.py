@@ -4,8 +4,9 @@ All are conditional on the attempt, the fencing token: False means that the run 
 """
 
 import json
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any, Final, TypeVar
 
@@ -14,7 +15,7 @@ from django.db.models import Model
 from psycopg2.extras import Json
 
 from migrations_api.models.fleet import TenantObservation
-from migrations_api.models.prepared import Statement, fetch_row
+from migrations_api.models.prepared import Statement, fetch_row, fetch_rows
 from migrations_api.models.runs import AppliedSet, MigrationRun, Rollout, RunStep
 from migrations_api.plan import Applied, Plan, fingerprint
 from migrations_api.states import IN_FLIGHT_RUN_STATES, RUN_TRANSITIONS, STARTING_ROLLOUT_STATES, RunState, StepState
@@ -38,22 +39,35 @@ _RUNS: Final = {"run": "bigint", "attempt": "int"}
 _SETS: Final = {"set": "text", "migrations": "text"}
 _STEPS: Final = {"positions": "int[]", "states": "text[]", "seconds": "float8[]", "agos": "float8[]"}
 
-# The rollout's row is locked, so that one that is being paused starts nothing that was chosen before.
+# The rollouts' rows are locked, so that one that is being paused starts nothing that was chosen before. Last in the row
+# is what the tenant's last run has left, if that has succeeded.
 CLAIM: Final = Statement(
-    "claim_run",
+    "claim_runs",
     f"""
     WITH rollout AS (
-        SELECT state FROM {_table(Rollout)} WHERE id = (SELECT rollout_id FROM {_RUN} WHERE id = %(run)s) FOR SHARE
+        SELECT id, state FROM {_table(Rollout)}
+         WHERE id IN (SELECT rollout_id FROM {_RUN} WHERE id = ANY(%(runs)s)) FOR SHARE
     )
     UPDATE {_RUN} r
        SET state = %(to)s, attempt = attempt + 1, waiting_cause = '', started_at = coalesce(started_at, now()),
            lease_expires_at = now() + %(lease)s * interval '1 second'
       FROM {_table(Tenant)} t
-     WHERE r.id = %(run)s AND t.tenant_id = r.tenant_id AND state = ANY(%(sources)s)
-       AND (state <> %(pending)s OR NOT EXISTS (SELECT FROM rollout WHERE state <> ALL(%(starting)s)))
-    RETURNING {_columns_of(MigrationRun, "r")}, {_columns_of(Tenant, "t")}
+     WHERE r.id = ANY(%(runs)s) AND t.tenant_id = r.tenant_id AND r.state = ANY(%(sources)s)
+       AND (r.state <> %(pending)s
+            OR NOT EXISTS (SELECT FROM rollout o WHERE o.id = r.rollout_id AND o.state <> ALL(%(starting)s)))
+    RETURNING {_columns_of(MigrationRun, "r")}, {_columns_of(Tenant, "t")},
+              (SELECT CASE WHEN b.state = %(succeeded)s THEN b.applied_after_id END FROM {_RUN} b
+                WHERE b.tenant_id = r.tenant_id AND b.applied_after_id IS NOT NULL ORDER BY b.id DESC LIMIT 1)
 """,  # noqa: S608 - names of our own tables
-    {"run": "bigint", "lease": "float8", "to": "text", "sources": "text[]", "pending": "text", "starting": "text[]"},
+    {
+        "runs": "bigint[]",
+        "lease": "float8",
+        "to": "text",
+        "sources": "text[]",
+        "pending": "text",
+        "starting": "text[]",
+        "succeeded": "text",
+    },
 )
 # Kept by its name before anything refers to it; thousands of tenants stand at a few sets.
 _SET: Final = f"""
@@ -120,31 +134,45 @@ JOURNAL: Final = Statement(
 )
 # A look at the tenant that is newer than the run's end has seen what it left.
 END: Final = Statement(
-    "end_run",
+    "end_runs",
     f"""
-    WITH applied AS ({_SET}), mine AS (
-        UPDATE {_RUN} SET state = %(to)s, finished_at = now(), lease_expires_at = NULL, waiting_cause = '',
-               findings = %(findings)s, applied_after_id = coalesce(%(set)s, applied_after_id),
-               error_code = %(error_code)s, error_class = %(error_class)s, sqlstate = %(sqlstate)s,
-               failed_step = %(failed_step)s, message = %(message)s
-         WHERE id = %(run)s AND attempt = %(attempt)s AND state = ANY(%(sources)s) RETURNING id, tenant_id
-    ), progress AS ({_PROGRESS}), seen AS (
+    WITH told AS (
+        SELECT * FROM jsonb_to_recordset(%(runs)s)
+            AS (run bigint, attempt int, "to" text, sources text[], late float8, "set" text, findings jsonb,
+                error_code text, error_class text, sqlstate text, failed_step text, message text)
+    ), applied AS (
+        INSERT INTO {_table(AppliedSet)} (fingerprint, migrations)
+        SELECT * FROM jsonb_to_recordset(%(sets)s) AS (fingerprint text, migrations jsonb) ON CONFLICT DO NOTHING
+    ), mine AS (
+        UPDATE {_RUN} r
+           SET state = told."to", finished_at = now() - told.late * interval '1 second', lease_expires_at = NULL,
+               waiting_cause = '', findings = told.findings,
+               applied_after_id = coalesce(told."set", r.applied_after_id), error_code = told.error_code,
+               error_class = told.error_class, sqlstate = told.sqlstate, failed_step = told.failed_step,
+               message = told.message
+          FROM told
+         WHERE r.id = told.run AND r.attempt = told.attempt AND r.state = ANY(told.sources)
+     RETURNING r.id, r.tenant_id, told."set", told."to" = %(partial)s AS is_partial, told.late
+    ), progress AS (
+        UPDATE {_STEP} s
+           SET state = step.state, seconds = step.seconds, started_at = now() - step.ago * interval '1 second'
+          FROM mine JOIN jsonb_to_recordset(%(steps)s)
+            AS step (run bigint, position int, state text, seconds float8, ago float8) ON step.run = mine.id
+         WHERE s.run_id = step.run AND s.position = step.position
+    ), seen AS (
         INSERT INTO {_table(TenantObservation)} AS o (tenant_id, applied_id, partial, error_code, detail, observed_at)
-        SELECT t.tenant_id, %(set)s, %(partial)s, '', '', clock_timestamp()
-          FROM {_table(Tenant)} t JOIN mine ON mine.tenant_id = t.tenant_id WHERE %(set)s IS NOT NULL
+        SELECT t.tenant_id, mine."set", mine.is_partial, '', '',
+               clock_timestamp() - mine.late * interval '1 second'
+          FROM {_table(Tenant)} t JOIN mine ON mine.tenant_id = t.tenant_id WHERE mine."set" IS NOT NULL
            FOR NO KEY UPDATE OF t
             ON CONFLICT (tenant_id) DO UPDATE
            SET applied_id = excluded.applied_id, partial = excluded.partial, error_code = '', detail = '',
                observed_at = excluded.observed_at
          WHERE o.observed_at <= excluded.observed_at
     )
-    SELECT count(*) FROM mine
+    SELECT id FROM mine
 """,  # noqa: S608
-    _RUNS
-    | _SETS
-    | _STEPS
-    | {"to": "text", "sources": "text[]", "partial": "bool", "findings": "jsonb"}
-    | dict.fromkeys(("error_code", "error_class", "sqlstate", "failed_step", "message"), "text"),
+    {"runs": "jsonb", "sets": "jsonb", "steps": "jsonb", "partial": "text"},
 )
 
 # What tells one run of a rollout from another.
@@ -180,15 +208,27 @@ def claim(run_id: int, *, lease: float) -> MigrationRun | None:
 
     None as well while its rollout starts nothing: it was chosen before that was paused.
     """
+    return next(iter(claim_all([run_id], lease=lease)), None)
+
+
+def claim_all(run_ids: Sequence[int], *, lease: float) -> list[MigrationRun]:
+    """The same for several, in their order; those that were not to be had are missing."""
     sources, to = RUN_TRANSITIONS["claim"]
-    values: dict[str, Any] = {"run": run_id, "lease": lease, "to": to, "sources": list(sources)}
-    states: dict[str, Any] = {"pending": RunState.PENDING, "starting": list(STARTING_ROLLOUT_STATES)}
-    row = fetch_row(CLAIM, {**values, **states})
-    if row is None:
-        return None
+    values: dict[str, Any] = {"runs": list(run_ids), "lease": lease, "to": to, "sources": list(sources)}
+    states: dict[str, Any] = {
+        "pending": RunState.PENDING,
+        "starting": list(STARTING_ROLLOUT_STATES),
+        "succeeded": RunState.SUCCEEDED,
+    }
+    claimed = [_claimed(row) for row in fetch_rows(CLAIM, {**values, **states})]
+    return sorted(claimed, key=lambda run: run_ids.index(run.pk))
+
+
+def _claimed(row: Sequence[Any]) -> MigrationRun:
     own = len(MigrationRun._meta.concrete_fields)
     run = _loaded(MigrationRun, row[:own])
-    run.tenant = _loaded(Tenant, row[own:])
+    run.tenant = _loaded(Tenant, row[own:-1])
+    run.left_before = row[-1]
     return run
 
 
@@ -232,21 +272,49 @@ def journal(run: MigrationRun, position: int, *, operation: int, statements: int
     return bool(_value(JOURNAL, run, in_flight=list(IN_FLIGHT_RUN_STATES), **place))
 
 
-def end(run: MigrationRun, action: str, *, told: Sequence[StepProgress], after: Applied | None, **values: Any) -> bool:
-    """End the run by `action`, with its steps, and keep where its tenant stands now; `values` are fields of the run."""
-    sources, to = RUN_TRANSITIONS[action]
-    return bool(
-        _value(
-            END,
-            run,
-            to=to,
-            sources=list(sources & IN_FLIGHT_RUN_STATES),
-            **_set(after),
-            partial=to == RunState.PARTIAL,
-            **_columns(told),
-            **values,
-        )
-    )
+@dataclass(frozen=True, kw_only=True)
+class RunEnd:
+    """That a run has ended by `action` a while ago, and where its tenant stands since then, if that is known.
+
+    `values` are fields of the run; how many seconds ago a step was begun is counted from `at`, of the monotonic clock.
+    """
+
+    run: MigrationRun
+    action: str
+    told: Sequence[StepProgress]
+    after: Applied | None
+    findings: Sequence[Mapping[str, str]]
+    values: Mapping[str, str]
+    at: float
+
+    def row(self) -> dict[str, Any]:
+        sources, to = RUN_TRANSITIONS[self.action]
+        return {
+            "run": self.run.pk,
+            "attempt": self.run.attempt,
+            "to": to,
+            "sources": list(sources & IN_FLIGHT_RUN_STATES),
+            "late": time.monotonic() - self.at,
+            "set": None if self.after is None else fingerprint(self.after),
+            "findings": self.findings,
+            **self.values,
+        }
+
+    def steps(self) -> list[dict[str, Any]]:
+        late = time.monotonic() - self.at
+        return [{"run": self.run.pk, **asdict(step), "ago": step.ago + late} for step in self.told]
+
+
+def end_all(ends: Sequence[RunEnd]) -> set[int]:
+    """End the runs, with their steps, and keep where their tenants stand; returns those whose attempt was newest."""
+    sets = {end.after for end in ends if end.after is not None}
+    values = {
+        "runs": Json([end.row() for end in ends]),
+        "sets": Json([{"fingerprint": fingerprint(each), "migrations": sorted(each)} for each in sets]),
+        "steps": Json([step for end in ends for step in end.steps()]),
+        "partial": RunState.PARTIAL,
+    }
+    return {run_id for (run_id,) in fetch_rows(END, values)}
 
 
 def _set(applied: Applied | None) -> dict[str, str | None]:

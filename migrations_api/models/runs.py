@@ -1,3 +1,6 @@
+from collections.abc import Mapping
+from functools import reduce
+from operator import or_
 from typing import Any, ClassVar, Self
 
 from django.db import models
@@ -130,6 +133,11 @@ class MigrationRunQuerySet(models.QuerySet["MigrationRun"]):
         sources, to = RUN_TRANSITIONS[action]
         return self.filter(state__in=sources).update(state=to, **values)
 
+    def held_as(self, attempts: Mapping[int, int]) -> Self:
+        """Those of the runs whose newest attempt that still is."""
+        numbers = {number: [pk for pk, each in attempts.items() if each == number] for number in attempts.values()}
+        return self.filter(reduce(or_, (Q(pk__in=pks, attempt=number) for number, pks in numbers.items())))
+
     def held_by(self, run_id: int, attempt: int) -> Self:
         """The run, while that attempt is its newest: the attempt number is a fencing token."""
         return self.filter(pk=run_id, attempt=attempt)
@@ -182,6 +190,9 @@ class MigrationRun(models.Model):
     failed_step = models.CharField(max_length=511, blank=True)
     message = models.CharField(max_length=1000, blank=True)
     findings = models.JSONField(default=list, blank=True, help_text="What the run left that is worth knowing.")
+
+    # Of one that was just claimed: the fingerprint of what the tenant's last run has left, if that has succeeded.
+    left_before: str | None = None
 
     objects = MigrationRunQuerySet.as_manager()
 

@@ -29,7 +29,7 @@ from migrations_api.orchestrator.confirmation import confirm_up_to_date
 from migrations_api.orchestrator.driver import POLL, carry_out, dispatcher_for, expire
 from migrations_api.orchestrator.event_log import log_event
 from migrations_api.orchestrator.lore import Scripts
-from migrations_api.orchestrator.work import work
+from migrations_api.orchestrator.share import work_on
 from migrations_api.states import ACTIVE_ROLLOUT_STATES, IN_FLIGHT_RUN_STATES, RolloutState, RunState
 from tenants.binding import open_connection
 from tenants.conf import load_conf
@@ -214,7 +214,7 @@ def _lead(beat: Heartbeat, should_stop: ShouldStop) -> None:
     # One tenant after the other in this process would leave the other requests, and the lock, unattended.
     executor = "parallel" if conf.executor == "sequential" else conf.executor
     terms = Terms(
-        work=partial(work, requeues=True),
+        work=partial(work_on, requeues=True),
         max_concurrency=conf.max_concurrency,
         emit=log_event,
         should_stop=should_stop,

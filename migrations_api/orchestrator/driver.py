@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from functools import partial
 from typing import Final
@@ -11,7 +11,7 @@ from django.db import DatabaseError
 from django.db.models.functions import Now
 from django.utils.module_loading import import_string
 
-from migrations_api.dispatch.base import Dispatcher, Emit, ShouldStop, Terms
+from migrations_api.dispatch.base import Dispatcher, Emit, Leave, ShouldStop, Terms
 from migrations_api.events import RunWaiting
 from migrations_api.models import MigrationRun, Rollout
 from migrations_api.orchestrator.abandoned import settle_abandoned
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 Choose = Callable[[int, frozenset[int]], list[int]]
 # How long to wait, in seconds, before the rows are read again.
 POLL: Final = 0.5
-_WORK: Final = "migrations_api.orchestrator.work.work"
+_WORK: Final = "migrations_api.orchestrator.share.work_on"
 
 
 def drive(
@@ -86,9 +86,9 @@ def drive(
     return rollout
 
 
-def work(run_id: int, *, emit: Emit, should_stop: ShouldStop) -> None:
+def work(run_ids: Sequence[int], *, emit: Emit, should_stop: ShouldStop, leave: Leave) -> None:
     """Loaded with the first run that is left to be carried out: most often there is none."""
-    import_string(_WORK)(run_id, emit=emit, should_stop=should_stop)
+    import_string(_WORK)(run_ids, emit=emit, should_stop=should_stop, leave=leave)
 
 
 def dispatcher_for(executor: str) -> type[Dispatcher]:
@@ -108,8 +108,8 @@ def carry_out(dispatcher: Dispatcher, choose: Choose, *, idle: Callable[[], bool
             # Every event of a run ends wait(); while no slot is free, the rows need not be read for each of them.
             if dispatcher.free or time.monotonic() - chosen_at >= POLL:
                 ready, chosen_at = choose(dispatcher.free, dispatcher.held), time.monotonic()
-            for run_id in ready:
-                dispatcher.submit(run_id)
+            if ready:
+                dispatcher.submit(ready)
             if dispatcher.held:
                 dispatcher.wait(POLL)
             elif not ready and not idle():

@@ -13,19 +13,19 @@ from django.db import transaction
 from django.db.models import Max, QuerySet
 from django.db.models.functions import Now
 from django.utils.timezone import now
-from psycopg2.extras import Json
 
 from migrations_api.dispatch.base import Emit, ShouldStop
-from migrations_api.dispatch.history import describe_action, describe_target, run_ended
+from migrations_api.dispatch.history import describe_action, describe_target
 from migrations_api.events import Event, RunPlanned, RunPruned, StepFinished, StepStarted
 from migrations_api.exceptions import InvalidTransition, PlanChanged
 from migrations_api.executor import End, Failure, Outcome, StepResult
 from migrations_api.executor.diagnosis import Journal
 from migrations_api.models import AppliedSet, MigrationRun, RunStep, records
-from migrations_api.models.records import StepProgress
+from migrations_api.models.records import RunEnd, StepProgress
 from migrations_api.models.runs import MigrationRunQuerySet
+from migrations_api.orchestrator.outbox import Outbox
 from migrations_api.plan import Applied, Plan, Step
-from migrations_api.states import DONE_STEP_STATES, IN_FLIGHT_RUN_STATES, RUN_TRANSITIONS, StepState
+from migrations_api.states import DONE_STEP_STATES, IN_FLIGHT_RUN_STATES, StepState
 from tenants.binding import control_plane
 from tenants.models import Tenant
 
@@ -52,8 +52,18 @@ class Recorder:
     one that is not, each statement's record is written before the statement is sent.
     """
 
-    def __init__(self, run: MigrationRun, *, emit: Emit, should_stop: ShouldStop, requeues: bool = False) -> None:
+    def __init__(
+        self,
+        run: MigrationRun,
+        *,
+        emit: Emit,
+        should_stop: ShouldStop,
+        requeues: bool = False,
+        outbox: Outbox | None = None,
+    ) -> None:
         self.run = run
+        # Without one, an end is written at once.
+        self._outbox = outbox
         self._told_to_stop = should_stop
         self._requeues = requeues
         self._emit = emit
@@ -231,14 +241,27 @@ class Recorder:
         steps: int = 0,
     ) -> None:
         """End the run by `action`; nothing happens if another attempt has it."""
-        values: dict[str, Any] = failure_values(failure)
-        found = Json(list(findings))
-        if not records.end(self.run, action, told=self._progress.told(), after=applied_after, findings=found, **values):
-            return
-        self.run.state = RUN_TRANSITIONS[action].to
-        for name, value in values.items():
-            setattr(self.run, name, value)
-        self._emit(run_ended(self.run, steps=steps))
+        end = RunEnd(
+            run=self.run,
+            action=action,
+            told=self._progress.told(),
+            after=applied_after,
+            findings=findings,
+            values=failure_values(failure),
+            at=time.monotonic(),
+        )
+        outbox = self._outbox or Outbox(self._emit)
+        outbox.put(end, steps=steps)
+        if self._outbox is None:
+            outbox.flush()
+
+    def give_back(self) -> bool:
+        """Leave the run, of which nothing is in flight, to be carried out by itself; False if it was to be canceled."""
+        mine = self._mine.filter(cancel_requested=False)
+        if mine.transition("requeue", lease_expires_at=None, waiting_cause=""):
+            return True
+        self.finish("cancel", Failure(code="canceled", error_class="", message="Stopped before it began, as asked."))
+        return False
 
     def requeue(self, **values: Any) -> bool:
         """Leave the rest of the run to the next coordinator; False if it is not to be carried on with."""

@@ -16,7 +16,7 @@ from migrations_api.executor.lock import end_holder, tenant_lock
 from migrations_api.executor.verification import faults
 from migrations_api.models import AppliedSet, MigrationRun, RunStep
 from migrations_api.orchestrator import observations
-from migrations_api.orchestrator.abandoned import CARRIED_ON
+from migrations_api.orchestrator.abandoned import CARRIED_ON, NEVER_BEGUN
 from migrations_api.orchestrator.recorder import failure_values, journal_of, session_name
 from migrations_api.orchestrator.sources import source_for
 from migrations_api.plan import Applied, MigrationSource, is_recorded
@@ -91,6 +91,10 @@ def _settle_migration(
     # One that is not atomic is never begun again by itself.
     if (is_over or (step is not None and step.atomic)) and _is_carried_on(run):
         _requeue(run, applied)
+        return
+    if run.rollout_id is not None and not run.plan_digest:
+        # Claimed with others, and not its turn yet.
+        _end(run, "cancel", NEVER_BEGUN, applied)
         return
     failure = Failure(
         code="worker_lost",

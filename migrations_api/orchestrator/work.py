@@ -35,7 +35,7 @@ def work(run_id: int, *, emit: Emit, should_stop: ShouldStop, requeues: bool = F
     pending again.
     """
     conf = load_conf()
-    _bound_transactions(conf.lease)
+    bound_transactions(conf.lease)
     run = records.claim(run_id, lease=conf.lease)
     if run is None:
         return
@@ -44,15 +44,15 @@ def work(run_id: int, *, emit: Emit, should_stop: ShouldStop, requeues: bool = F
         while run is not None:
             recorder = Recorder(run, emit=emit, should_stop=should_stop, requeues=requeues)
             # Waiting included: a long backoff must outlast neither the run's lease nor its driver's.
-            with heartbeat(run.pk, run.attempt, conf, beat=recorder.beat):
-                failure = _attempt(run, recorder)
+            with heartbeat({run.pk: run.attempt}, conf, beat=recorder.beat) as pulse, pulse.working_on(run.pk):
+                failure = attempt(run, recorder)
                 run = _wait(run, recorder, failure, conf) if failure else None
 
 
 _bounded: WeakSet[Any] = WeakSet()
 
 
-def _bound_transactions(seconds: float) -> None:
+def bound_transactions(seconds: float) -> None:
     """A worker that is paused in the middle of writing a record keeps rows locked, which the coordinator waits for."""
     mend()
     connection.ensure_connection()
@@ -64,11 +64,14 @@ def _bound_transactions(seconds: float) -> None:
         cursor.execute("SELECT set_config('idle_in_transaction_session_timeout', %s, false)", [milliseconds])
 
 
-def _attempt(run: MigrationRun, recorder: Recorder) -> Failure | None:
-    """One attempt; a Failure is returned when another attempt may succeed, otherwise the run has its end."""
+def attempt(run: MigrationRun, recorder: Recorder, *, waits: bool = True) -> Failure | None:
+    """One attempt; a Failure is returned when another attempt may succeed, otherwise the run has its end.
+
+    Without `waits`, it does not wait for whoever has the tenant's lock.
+    """
     last = run.attempt >= load_conf().attempts
     try:
-        outcome = _execute(run, recorder)
+        outcome = _execute(run, recorder, waits=waits)
     except AttemptLost:
         logger.warning("run %s of tenant %s was taken over", run.pk, run.tenant_id)
         return None
@@ -104,7 +107,7 @@ def _end_of(error: ServiceError, run: MigrationRun) -> str:
     return "fail"
 
 
-def _execute(run: MigrationRun, recorder: Recorder) -> Outcome:
+def _execute(run: MigrationRun, recorder: Recorder, *, waits: bool) -> Outcome:
     if run.repair_of_id is not None:
         return repairs.carry_out(run, recorder)
     if run.options.get("template"):
@@ -118,6 +121,8 @@ def _execute(run: MigrationRun, recorder: Recorder) -> Outcome:
         application_name=session_name(run),
         # Once it was agreed to, the plan of a later attempt is what is left of it.
         plan_digest="" if run.applied_before_id else run.expected_digest,
+        left_before=run.left_before,
+        waits=waits,
     )
 
 
