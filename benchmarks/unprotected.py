@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -22,9 +23,11 @@ from psycopg2 import sql
 
 from benchmarks.processor import processor_time
 from migrations_api.executor import Options, execute, execution, repertoire
+from migrations_api.executor.applied import TABLE
+from migrations_api.executor.entry import Entry
 from migrations_api.executor.journal import JournalKeeper
 from migrations_api.executor.migrator import TenantMigrator
-from migrations_api.executor.verification import Faults
+from migrations_api.executor.verification import Faults, present_tables
 from migrations_api.models import MigrationRun
 from migrations_api.orchestrator.fleet import observe
 from migrations_api.orchestrator.requests import Request, request_run
@@ -39,6 +42,7 @@ from tenants.models import Isolation, Tenant
 from tenants.preflight import NOTHING
 from tenants.provisioning import create_tenant
 from tenants.sessions import session_settings
+from tenants.watch import Reader
 
 WHOLE = Target()
 BEFORE = Target(app_label="orders", migration_name="0002_ledger_entry")
@@ -79,11 +83,36 @@ def unchecked_session(tenant: Tenant, *, application_name: str, **options: Any) 
         yield connection
 
 
-def opened(tenant: Tenant, connection: Any, *, writable: bool, opening: sql.Composable = NOTHING) -> None:
+class Unlocked(Entry):
+    """Only reads where the tenant stands."""
+
+    def statements(self) -> sql.Composable:
+        return NOTHING
+
+    def expressions(self, home: Any) -> Sequence[sql.Composable]:
+        _, isolation, applied, *_ = super().expressions(home)
+        return sql.Literal("true"), isolation, applied, sql.Literal(0), sql.Literal(0)
+
+
+def home(tenant: Tenant, connection: Any, reader: Reader, *, writable: bool) -> SimpleNamespace:
+    return SimpleNamespace(has_record=bool(present_tables(reader, tenant.schema_name, [TABLE])))
+
+
+def opened(
+    tenant: Tenant,
+    connection: Any,
+    *,
+    writable: bool,
+    opening: sql.Composable = NOTHING,
+    asked: Sequence[sql.Composable] = (),
+) -> Sequence[Any]:
     """A session that is passed on becomes the tenant's, and is not looked at."""
-    if opening != NOTHING:
-        with connection.cursor() as cursor:
-            cursor.execute(opening)
+    if opening == NOTHING:
+        return ()
+    with connection.cursor() as cursor:
+        cursor.execute(opening + sql.SQL("SELECT ") + sql.SQL(", ").join(asked))
+        row: Sequence[Any] = cursor.fetchone()
+    return row
 
 
 def unverified(self: Any) -> Any:
@@ -102,6 +131,7 @@ def no_protocol() -> Iterator[None]:
             "tenant_lock": lambda *_, **__: nullcontext(),
             "faults": lambda *_: Faults(),
             "model_marks": nothing,
+            "Entry": Unlocked,
         }.items():
             patches.enter_context(patch.object(execution, name, value))
         for owner, name, value in (
@@ -109,7 +139,7 @@ def no_protocol() -> Iterator[None]:
             (execution._Execution, "_verified", unverified),
             (relay, "refuse_control_plane", nothing),
             (relay, "check_session", opened),
-            (relay, "check_home", nothing),
+            (relay, "check_home", home),
             (relay.Relay, "_of_the_driver", nothing),
             (relay.Relay, "_make_new", nothing),
             (TenantMigrator, "_require_own", nothing),
