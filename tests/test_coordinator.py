@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -240,6 +241,11 @@ def test_retry__by_state(make_tenant: MakeTenant, before: str) -> None:
         assert MigrationRun.objects.count() == 1
 
 
+def slots(room: int, held: frozenset[int] = frozenset(), *, free: int | None = None) -> Any:
+    """What a dispatcher says of itself."""
+    return SimpleNamespace(room=room, free=room if free is None else free, held=held)
+
+
 def test_ready_runs__what_one_caller_waits_for_comes_first(make_tenant: MakeTenant) -> None:
     rollout = request_rollout([make_tenant("a1"), make_tenant("a2")], Request(via="api"))
     single, other = ask(make_tenant("z1")), ask(make_tenant("z2"))
@@ -247,32 +253,41 @@ def test_ready_runs__what_one_caller_waits_for_comes_first(make_tenant: MakeTena
     request_rollout([make_tenant("ours")], Request())
     first, second = rollout.runs.order_by("tenant_id").values_list("pk", flat=True)
 
-    assert ready_runs(10, frozenset()) == [single.pk, other.pk, first, second]
-    assert ready_runs(3, frozenset([single.pk])) == [other.pk, first, second]
-    assert ready_runs(1, frozenset()) == [single.pk]
-    assert ready_runs(0, frozenset()) == []
+    assert ready_runs(slots(10)) == [single.pk, other.pk, first, second]
+    assert ready_runs(slots(3, frozenset([single.pk]))) == [other.pk, first, second]
+    assert ready_runs(slots(1)) == [single.pk]
+    assert ready_runs(slots(0)) == []
 
 
 def test_ready_runs__a_free_slot_goes_to_the_rollout_with_the_fewest_in_flight(make_tenant: MakeTenant) -> None:
     large = request_rollout([make_tenant("a1"), make_tenant("a2")], Request(via="api"))
     small = request_rollout([make_tenant("z1")], Request(via="api"))
-    first = ready_runs(1, frozenset())
+    first = ready_runs(slots(1))
     assert first == [large.runs.get(tenant="a1").pk]
-    assert ready_runs(1, frozenset(first)) == [small.runs.get().pk]
+    assert ready_runs(slots(1, frozenset(first))) == [small.runs.get().pk]
+
+
+def test_ready_runs__more_wait_than_are_begun_where_nothing_depends_on_how_a_run_ends(make_tenant: MakeTenant) -> None:
+    tenants = [make_tenant(name) for name in ("acme", "globex", "initech")]
+    rollout = request_rollout(tenants, Request(via="api"))
+    runs = list(rollout.runs.order_by("pk").values_list("pk", flat=True))
+    assert ready_runs(slots(1, free=10)) == runs
+    Rollout.objects.filter(pk=rollout.pk).update(strategy={**rollout.strategy, "on_error": "pause"})
+    assert ready_runs(slots(1, free=10)) == runs[:1]
 
 
 def test_ready_runs__a_rollout_that_cannot_be_read_stops_no_other(make_tenant: MakeTenant) -> None:
     unreadable = request_rollout([make_tenant("a1")], Request(via="api"))
     other = request_rollout([make_tenant("z1")], Request(via="api"))
     Rollout.objects.filter(pk=unreadable.pk).update(strategy={"from_a_newer_version": 1})
-    assert ready_runs(2, frozenset()) == [other.runs.get().pk]
+    assert ready_runs(slots(2)) == [other.runs.get().pk]
 
 
 def test_ready_runs__a_canceled_rollout_ends(make_tenant: MakeTenant) -> None:
     rollout = request_rollout([make_tenant()], Request(via="api"))
     Rollout.objects.update(state="canceling")
     rollout.runs.update(state="canceled")
-    assert ready_runs(10, frozenset()) == []
+    assert ready_runs(slots(10)) == []
     assert state(rollout) == "canceled"
 
 

@@ -18,7 +18,7 @@ from migrations_api.events import Event, RunEnded, RunPlanned, RunStarted, RunWa
 from migrations_api.executor.lock import lock_key
 from migrations_api.models import MigrationRun, TenantObservation, records
 from migrations_api.models.records import RunEnd
-from migrations_api.orchestrator import share as share_module
+from migrations_api.orchestrator import outbox, share
 from migrations_api.orchestrator.abandoned import settle_abandoned
 from migrations_api.orchestrator.outbox import Outbox
 from migrations_api.orchestrator.recorder import Recorder
@@ -134,8 +134,10 @@ def test_share__leaves_and_records_what_runs_by_themselves_do(
 
 
 def test_share__is_claimed_by_one_statement_and_ended_by_one(
-    scripted: Callable[..., list[Tenant]], worker: Worker
+    scripted: Callable[..., list[Tenant]], worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(outbox, "PATIENCE", 60.0)
+    monkeypatch.setattr(share, "TOGETHER", 60.0)
     runs = ask(*scripted(8))
     with CaptureQueriesContext(connection) as queries:
         assert worker(runs) == ["succeeded"] * 8
@@ -194,7 +196,7 @@ def test_share__what_waits_behind_a_long_statement_is_given_back_meanwhile(
 def test_share__gives_back_what_it_has_not_begun_in_time(
     scripted: Callable[..., list[Tenant]], worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(share_module, "TOGETHER", 0.0)
+    monkeypatch.setattr(share, "TOGETHER", 0.0)
     runs = ask(*scripted(3))
     assert worker(runs) == ["succeeded", "pending", "pending"]
     assert worker.left == [run.pk for run in runs[1:]]
@@ -217,7 +219,7 @@ def test_share__finishes_the_one_in_flight_when_it_is_told_to_stop(
 def test_share__what_was_canceled_before_it_began_is_canceled(
     scripted: Callable[..., list[Tenant]], worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(share_module, "TOGETHER", 0.0)
+    monkeypatch.setattr(share, "TOGETHER", 0.0)
     tenants = scripted(3)
     runs = ask(*tenants)
     worker.on[RunStarted] = lambda event: MigrationRun.objects.filter(pk=runs[2].pk).update(cancel_requested=True)
@@ -303,9 +305,9 @@ def test_outbox__writes_one_by_one_where_together_would_be_a_deadlock(
     scripted: Callable[..., list[Tenant]], worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs = ask(*scripted(2))
-    outbox = Outbox(worker.emit)
+    box = Outbox(worker.emit)
     for run in records.claim_all([run.pk for run in runs], lease=30):
-        Recorder(run, emit=worker.emit, should_stop=lambda: False, outbox=outbox).finish("succeed")
+        Recorder(run, emit=worker.emit, should_stop=lambda: False, outbox=box).finish("succeed")
     touch = f"UPDATE {MigrationRun._meta.db_table} SET message = message WHERE id = %s"
     end_all, together = records.end_all, list[int]()
 
@@ -326,7 +328,7 @@ def test_outbox__writes_one_by_one_where_together_would_be_a_deadlock(
         raise AssertionError("no deadlock")
 
     monkeypatch.setattr(records, "end_all", end_in_another_order)
-    outbox.flush()
+    box.flush()
     assert together == [2, 1, 1]
     assert states(runs) == ["succeeded"] * 2
     assert [type(event) for event in worker.events] == [RunEnded, RunEnded]

@@ -69,6 +69,10 @@ class Dispatcher(Protocol):
         """How many more runs can be submitted now."""
 
     @property
+    def room(self) -> int:
+        """How many of those would be begun at once; the rest waits for others to end."""
+
+    @property
     def held(self) -> frozenset[int]:
         """The runs that were submitted and have not come back."""
 

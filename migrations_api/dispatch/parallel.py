@@ -195,16 +195,23 @@ class ParallelDispatcher:
     @property
     def free(self) -> int:
         # Many at a time, before the last of them is taken.
-        waiting = len(self._queue) + len(self._alone)
-        if waiting > self._most * self._pace.share:
+        if self._waiting > self._most * self._pace.share:
             return 0
         ahead = self._pace.ahead if self._terms.looks_ahead else 0
-        return max(0, self._room + ahead - waiting)
+        return max(0, self._idle + ahead - self._waiting)
 
     @property
-    def _room(self) -> int:
-        """How many runs could be begun now."""
+    def room(self) -> int:
+        return max(0, self._idle - self._waiting)
+
+    @property
+    def _idle(self) -> int:
+        """How many workers have nothing to do, those included that there are not yet."""
         return self._most - len(self._busy)
+
+    @property
+    def _waiting(self) -> int:
+        return len(self._queue) + len(self._alone)
 
     @property
     def _busy(self) -> list[_Worker]:
@@ -223,13 +230,14 @@ class ParallelDispatcher:
         self._hand_out()
 
     def _hand_out(self) -> None:
-        while (self._alone or self._queue) and self._room > 0:
+        while self._waiting and self._idle > 0:
             self._idle_worker().submit(self._next_share())
 
     def _next_share(self) -> list[int]:
         if self._alone:
             return [self._alone.popleft()]
-        size = min(self._pace.share, len(self._queue)) if self._terms.looks_ahead else 1
+        # None of those that are idle goes without.
+        size = min(self._pace.share, math.ceil(len(self._queue) / self._idle)) if self._terms.looks_ahead else 1
         return [self._queue.popleft() for _ in range(size)]
 
     def _idle_worker(self) -> _Worker:

@@ -78,6 +78,10 @@ class CeleryDispatcher:
         return max(0, self._terms.max_concurrency - len(self.held))
 
     @property
+    def room(self) -> int:
+        return self.free
+
+    @property
     def held(self) -> frozenset[int]:
         return frozenset(run_id for run_id, sent in self._sent.items() if sent.is_held)
 

@@ -16,6 +16,10 @@ class SequentialDispatcher:
         return 1 + max(1, self._pace.ahead) if self._terms.looks_ahead else 1
 
     @property
+    def room(self) -> int:
+        return 1
+
+    @property
     def held(self) -> frozenset[int]:
         return frozenset()
 

@@ -20,7 +20,7 @@ from django.db.backends.postgresql.base import DatabaseWrapper
 from django.db.models import Q
 from django.db.models.functions import Now
 
-from migrations_api.dispatch.base import ShouldStop, Terms
+from migrations_api.dispatch.base import Dispatcher, ShouldStop, Terms
 from migrations_api.models import Coordinator, MigrationRun, RequestedVia, Rollout
 from migrations_api.orchestrator import expiry, observations
 from migrations_api.orchestrator.abandoned import COORDINATED, settle_abandoned
@@ -30,6 +30,7 @@ from migrations_api.orchestrator.driver import POLL, carry_out, dispatcher_for, 
 from migrations_api.orchestrator.event_log import log_event
 from migrations_api.orchestrator.lore import Scripts
 from migrations_api.orchestrator.share import work_on
+from migrations_api.orchestrator.strategy import Strategy
 from migrations_api.states import ACTIVE_ROLLOUT_STATES, IN_FLIGHT_RUN_STATES, RolloutState, RunState
 from tenants.binding import open_connection
 from tenants.conf import load_conf
@@ -219,6 +220,7 @@ def _lead(beat: Heartbeat, should_stop: ShouldStop) -> None:
         emit=log_event,
         should_stop=should_stop,
         on_lost=partial(expire, emit=log_event),
+        looks_ahead=True,
         leaves_running=True,
         lore=Scripts(),
     )
@@ -235,16 +237,16 @@ def _lead(beat: Heartbeat, should_stop: ShouldStop) -> None:
         Chore(expiry.purge, is_due=lambda: bool(expiry.expired_keys().exists()), every=PURGE_EVERY),
     ]
 
-    def choose(limit: int, held: frozenset[int]) -> list[int]:
+    def choose(dispatcher: Dispatcher) -> list[int]:
         if should_stop():
-            if held:
-                logger.info("finishing the steps in flight of %s runs", len(held))
+            if dispatcher.held:
+                logger.info("finishing the steps in flight of %s runs", len(dispatcher.held))
             return []
         try:
             beat(leading=True)
             for chore in chores:
                 chore.tend()
-            return ready_runs(limit, held)
+            return ready_runs(dispatcher)
         except DatabaseError:
             # What runs goes on; if the lock's session is gone too, the next look at it ends this loop.
             logger.warning("the control plane failed; trying again", exc_info=True)
@@ -281,29 +283,33 @@ class _UnreadWaves:
             confirm_up_to_date(rollout, emit=log_event)
 
 
-def ready_runs(limit: int, held: frozenset[int]) -> list[int]:
-    """At most `limit` runs that the API asked for: single ones first, somebody waits for them; then those of rollouts.
+def ready_runs(dispatcher: Dispatcher) -> list[int]:
+    """Runs that the API asked for: single ones first, somebody waits for them; then those of rollouts.
 
-    What workers of an earlier leader are still doing takes up slots as well.
+    As many as there is room for, and where nothing about a rollout depends on how a run ends, as are free. What workers
+    of an earlier leader are still doing takes up slots as well.
     """
+    held = dispatcher.held
     elsewhere = MigrationRun.objects.in_flight().filter(COORDINATED, lease_expires_at__gte=Now())
-    limit = max(0, limit - elsewhere.exclude(pk__in=held).count())
+    taken = elsewhere.exclude(pk__in=held).count()
+    room, free = max(0, dispatcher.room - taken), max(0, dispatcher.free - taken)
     asked = MigrationRun.objects.filter(rollout=None, requested_via=RequestedVia.API, state=RunState.PENDING)
-    ready = list(asked.exclude(pk__in=held).order_by("pk").values_list("pk", flat=True)[:limit])
+    ready = list(asked.exclude(pk__in=held).order_by("pk").values_list("pk", flat=True)[:room])
     lease = load_conf().lease
     rollouts = Rollout.objects.filter(foreground=False, state__in=ACTIVE_ROLLOUT_STATES - {RolloutState.PAUSED})
     in_flight = MigrationRun.objects.filter(Q(state__in=IN_FLIGHT_RUN_STATES) | Q(pk__in=held))
     served = Counter(in_flight.values_list("rollout_id", flat=True))
     # Whoever has the fewest in flight comes first, so that a large one does not keep a small one waiting for its end.
     for rollout in sorted(rollouts.defer("selector").order_by("pk"), key=lambda each: served[each.pk]):
-        ready += _advance(rollout, limit=limit - len(ready), lease=lease, held=held)
+        ready += _advance(rollout, room=room - len(ready), free=free - len(ready), lease=lease, held=held)
     return ready
 
 
-def _advance(rollout: Rollout, *, limit: int, lease: float, held: frozenset[int]) -> list[int]:
+def _advance(rollout: Rollout, *, room: int, free: int, lease: float, held: frozenset[int]) -> list[int]:
     """A rollout that this code cannot read must not keep all others from going on."""
     try:
-        return advance(rollout, limit=limit, lease=lease, held=held)
+        limit = free if Strategy.from_dict(rollout.strategy).bounds_nothing else room
+        return advance(rollout, limit=max(0, limit), lease=lease, held=held)
     except DatabaseError:
         raise
     except Exception:

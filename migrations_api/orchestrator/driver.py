@@ -26,7 +26,7 @@ from tenants.conf import load_conf
 
 logger = logging.getLogger(__name__)
 
-Choose = Callable[[int, frozenset[int]], list[int]]
+Choose = Callable[[Dispatcher], list[int]]
 # How long to wait, in seconds, before the rows are read again.
 POLL: Final = 0.5
 _WORK: Final = "migrations_api.orchestrator.share.work_on"
@@ -49,8 +49,9 @@ def drive(
     lease = load_conf().lease
     looked_at = -1
 
-    def choose(limit: int, held: frozenset[int]) -> list[int]:
+    def choose(dispatcher: Dispatcher) -> list[int]:
         nonlocal looked_at
+        limit, held = dispatcher.free, dispatcher.held
         if should_stop():
             cancel(rollout, "Not started: the rollout was stopped.")
         # The dispatcher's pool has the size of the rollout's `max_concurrency`.
@@ -107,7 +108,7 @@ def carry_out(dispatcher: Dispatcher, choose: Choose, *, idle: Callable[[], bool
             ready: list[int] = []
             # Every event of a run ends wait(); while no slot is free, the rows need not be read for each of them.
             if dispatcher.free or time.monotonic() - chosen_at >= POLL:
-                ready, chosen_at = choose(dispatcher.free, dispatcher.held), time.monotonic()
+                ready, chosen_at = choose(dispatcher), time.monotonic()
             if ready:
                 dispatcher.submit(ready)
             if dispatcher.held:
