@@ -305,6 +305,18 @@ def reads(get: Get, url: str) -> list[dict[str, str]]:
     return [query for query in counted(get, url) if f'FROM "{MigrationRun._meta.db_table}"' in query["sql"]]
 
 
+def test_runs_that_name_another__are_found_without_a_walk_through_all(db: None) -> None:
+    """Whoever deletes a run looks for them, once for each field, as PostgreSQL does; most runs name none."""
+    fill(MANY)
+    analyze()
+    run = MigrationRun.objects.order_by("pk")[7]
+    MigrationRun.objects.filter(pk=run.pk + 1).update(retry_of=run, undoes=run, repair_of=run)
+    found = {
+        name: touched({"sql": str(getattr(run, name).all().query)}) for name in ("retries", "rollbacks", "repairs")
+    }
+    assert found == {"retries": 1, "rollbacks": 1, "repairs": 1}
+
+
 def test_partial_tenants__are_found_from_the_partial_runs_on(db: None) -> None:
     """A fleet in which nothing is partial is not read run by run."""
     fill(MANY)

@@ -13,7 +13,8 @@ class TenantObservation(models.Model):
     """
 
     tenant = models.OneToOneField(Tenant, on_delete=models.CASCADE, primary_key=True, related_name="observation")
-    applied = models.ForeignKey(AppliedSet, on_delete=models.PROTECT, null=True, related_name="+")
+    # No index of its own: the one below begins with it.
+    applied = models.ForeignKey(AppliedSet, on_delete=models.PROTECT, null=True, db_index=False, related_name="+")
     partial = models.BooleanField(default=False)
     error_code = models.CharField(max_length=50, blank=True)
     detail = models.CharField(max_length=500, blank=True)

@@ -168,22 +168,25 @@ class MigrationRun(models.Model):
     cancel_requested = models.BooleanField(default=False)
     # and at this, about once a second, to cancel the statement that it is executing.
     interrupt_requested = models.BooleanField(default=False)
-    retry_of = models.ForeignKey("self", on_delete=models.SET_NULL, null=True, related_name="retries")
+    retry_of = models.ForeignKey("self", on_delete=models.SET_NULL, null=True, db_index=False, related_name="retries")
     # The run that a rollback takes back; none where it goes by steps, which may be those of several runs.
-    undoes = models.ForeignKey("self", on_delete=models.SET_NULL, null=True, related_name="rollbacks")
+    undoes = models.ForeignKey("self", on_delete=models.SET_NULL, null=True, db_index=False, related_name="rollbacks")
     # Newest ids of the tenant's permissions and content types before the run; empty where nobody looked.
     model_marks = models.JSONField(default=list, blank=True)
     # What a rollback was asked to undo, as batches.Batch has it.
     undo = models.JSONField(default=dict, blank=True)
     # A run that repairs what a partial one has left carries out no plan of its own.
-    repair_of = models.ForeignKey("self", on_delete=models.SET_NULL, null=True, related_name="repairs")
+    repair_of = models.ForeignKey("self", on_delete=models.SET_NULL, null=True, db_index=False, related_name="repairs")
     repair_way = models.CharField(max_length=6, choices=RepairWay, blank=True)
     repair_reason = models.CharField(max_length=500, blank=True)
     lease_expires_at = models.DateTimeField(null=True)
     expected_digest = models.CharField(max_length=64, blank=True)
     plan_digest = models.CharField(max_length=64, blank=True)
-    applied_before = models.ForeignKey(AppliedSet, on_delete=models.PROTECT, null=True, related_name="+")
-    applied_after = models.ForeignKey(AppliedSet, on_delete=models.PROTECT, null=True, related_name="+")
+    # Nobody looks for the runs of a set, and sets are not deleted.
+    applied_before = models.ForeignKey(
+        AppliedSet, on_delete=models.PROTECT, null=True, db_index=False, related_name="+"
+    )
+    applied_after = models.ForeignKey(AppliedSet, on_delete=models.PROTECT, null=True, db_index=False, related_name="+")
     error_code = models.CharField(max_length=50, blank=True)
     error_class = models.CharField(max_length=200, blank=True)
     sqlstate = models.CharField(max_length=5, blank=True)
@@ -212,6 +215,10 @@ class MigrationRun(models.Model):
             models.Index(
                 fields=["lease_expires_at"], condition=Q(state__in=sorted(ACTIVE_RUN_STATES)), name="run_by_lease"
             ),
+            # Most runs come from no other; without these, to delete one would mean to read all.
+            models.Index(fields=["retry_of"], condition=Q(retry_of__isnull=False), name="run_by_retried"),
+            models.Index(fields=["undoes"], condition=Q(undoes__isnull=False), name="run_by_undone"),
+            models.Index(fields=["repair_of"], condition=Q(repair_of__isnull=False), name="run_by_repaired"),
         ]
 
     def __str__(self) -> str:
