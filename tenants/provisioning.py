@@ -6,7 +6,7 @@ from typing import Any
 from django.db import IntegrityError, transaction
 from django.utils import timezone
 
-from tenants.backends import backend_for
+from tenants.backends import backend_for, refuse_control_plane
 from tenants.backends.base import resolved_server_settings, server_cursor
 from tenants.exceptions import (
     AlreadyProvisioned,
@@ -19,7 +19,7 @@ from tenants.exceptions import (
 from tenants.models import Isolation, Tenant
 from tenants.roles import drop_role
 from tenants.servers import server_settings
-from tenants.sessions import refuse_control_plane, tenant_session
+from tenants.sessions import tenant_session
 
 logger = logging.getLogger(__name__)
 

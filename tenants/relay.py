@@ -17,6 +17,7 @@ from django.db.backends.postgresql.base import DatabaseWrapper
 from django.db.backends.postgresql.psycopg_any import IsolationLevel
 from psycopg2 import sql
 
+from tenants.backends import refuse_control_plane
 from tenants.binding import open_connection
 from tenants.driver_errors import translated
 from tenants.exceptions import ServerUnreachable
@@ -24,7 +25,7 @@ from tenants.kept import Kept
 from tenants.models import Tenant
 from tenants.preflight import HomeFacts, check_home, check_session
 from tenants.servers import DatabaseSettings
-from tenants.sessions import refuse_control_plane, refuse_reconnect, search_path, session_settings
+from tenants.sessions import refuse_reconnect, search_path, session_settings
 from tenants.watch import OwnSession, Watch, watch_of
 
 # What a session remembers of the catalog grows with each tenant, and with what is done there.

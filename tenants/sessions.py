@@ -5,17 +5,16 @@ from contextlib import closing, contextmanager
 from typing import NoReturn
 
 from django.conf import settings
-from django.db import DEFAULT_DB_ALIAS
 from django.db.backends.postgresql.base import DatabaseWrapper
 
-from tenants.backends import backend_for
+from tenants.backends import backend_for, refuse_control_plane
 from tenants.binding import open_connection
 from tenants.conf import load_conf
 from tenants.driver_errors import translated
-from tenants.exceptions import AuthenticationFailed, IsControlPlane, PermissionDenied, ServerUnreachable
-from tenants.models import Isolation, Tenant
+from tenants.exceptions import AuthenticationFailed, PermissionDenied, ServerUnreachable
+from tenants.models import Tenant
 from tenants.preflight import check_home, check_session
-from tenants.servers import KEEPALIVES, DatabaseSettings, server_settings
+from tenants.servers import KEEPALIVES, DatabaseSettings
 from tenants.watch import OwnSession, Watch
 
 
@@ -105,23 +104,3 @@ def _connect(connection: DatabaseWrapper, tenant: Tenant) -> None:
                 f"'{tenant.database}'."
             ) from error
         raise
-
-
-def refuse_control_plane(tenant: Tenant) -> None:
-    """Raise IsControlPlane when the tenant's settings name the control plane's own schema.
-
-    This needs no connection; the session's check finds what only the server knows, such as two names of one host.
-    """
-    if tenant.isolation == Isolation.SCHEMA and tenant.schema_name != "public":
-        return
-    plane = server_settings(DEFAULT_DB_ALIAS)
-    home = backend_for(tenant).connection_settings(tenant)
-    if not home.get("NAME"):
-        raise IsControlPlane(f"Tenant '{tenant.tenant_id}' has no database of its own.")
-    same_server = all(str(home.get(key) or "") == str(plane.get(key) or "") for key in ("HOST", "PORT"))
-    same_socket = home.get("OPTIONS", {}).get("host") == plane.get("OPTIONS", {}).get("host")
-    if same_server and same_socket and home["NAME"] == plane["NAME"]:
-        raise IsControlPlane(
-            f"Tenant '{tenant.tenant_id}' would be the control plane itself. Give it another server "
-            "(--database=ALIAS, of TENANT_DATABASE_URLS), or make its apps part of the control plane."
-        )

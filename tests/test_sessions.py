@@ -9,9 +9,10 @@ from django.db.backends.postgresql.base import DatabaseWrapper
 from psycopg2 import sql
 
 from tenants import exceptions
+from tenants.backends import refuse_control_plane
 from tenants.models import Isolation, Tenant
 from tenants.provisioning import create_tenant
-from tenants.sessions import refuse_control_plane, tenant_session
+from tenants.sessions import tenant_session
 from tests import catalog
 from tests.roles import role
 

@@ -38,6 +38,7 @@ ASKED_FOR_ELSEWHERE = {
     "migrations_api.orchestrator.rollbacks",
     "tenants.migrations.0001_initial",
     "tenants.provisioning",
+    "tenants.sessions",
 }
 
 

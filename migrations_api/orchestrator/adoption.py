@@ -26,11 +26,11 @@ from migrations_api.orchestrator.fleet import (
 )
 from migrations_api.plan import Target, fingerprint
 from tenants import discovery, names
+from tenants.backends import refuse_control_plane
 from tenants.discovery import Found, TenantTable
 from tenants.exceptions import InvalidName, IsControlPlane, NotProvisioned, TenantExists
 from tenants.models import Isolation, Tenant
 from tenants.servers import server_settings
-from tenants.sessions import refuse_control_plane
 
 # Why an adopted tenant is held; who has looked at the fleet releases all of them by this word.
 ADOPTED: Final = "adopted"

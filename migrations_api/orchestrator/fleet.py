@@ -30,14 +30,13 @@ from migrations_api.plan import (
     plan_to,
 )
 from migrations_api.states import RunState
-from tenants.backends import backend_for
+from tenants.backends import backend_for, refuse_control_plane
 from tenants.backends.base import server_cursor
 from tenants.conf import load_conf
 from tenants.driver_errors import translated
 from tenants.exceptions import IsControlPlane, NotProvisioned, ServerUnreachable, ServiceError
 from tenants.models import Isolation, Tenant
 from tenants.servers import DatabaseSettings
-from tenants.sessions import refuse_control_plane
 
 LOCK_TIMEOUT: Final = "1s"
 # Schemas of one database that one session reads; further ones are read beside it.
