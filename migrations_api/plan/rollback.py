@@ -26,7 +26,6 @@ class Undo(Target):
         return f"Undo: {', '.join(map('.'.join, self.keys))}"
 
 
-@dataclass(frozen=True, kw_only=True)
 class Reset(Target):
     """Every app to zero."""
 
@@ -34,7 +33,6 @@ class Reset(Target):
         return "Unapply all migrations"
 
 
-@dataclass(frozen=True, kw_only=True)
 class Refresh(Target):
     """Every app to zero, and then to its newest migration."""
 
