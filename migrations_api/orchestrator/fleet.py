@@ -44,10 +44,10 @@ AT_ONCE: Final = 1000
 
 # What was read of a table, and what it means.
 Sets = dict[str, Applied]
-# One value for each schema, which takes the server half as long as to aggregate. `applied` is named so that a table
-# which lacks it is not taken for Django's.
+# One value for each schema, which takes the server half as long as to aggregate, and rows of one VALUES, which it plans
+# faster than a UNION. `applied` is named so that a table which lacks it is not taken for Django's.
 APPLIED_SQL: Final = sql.SQL(
-    "SELECT {}::text, ARRAY(SELECT ARRAY[app::text, name::text] FROM {} WHERE applied IS NULL OR true)::text"
+    "({}::text, ARRAY(SELECT ARRAY[app::text, name::text] FROM {} WHERE applied IS NULL OR true)::text)"
 )
 
 
@@ -207,7 +207,7 @@ def _read_batch(cursor: CursorWrapper, schemas: Sequence[str], sets: Sets) -> di
     parts = [APPLIED_SQL.format(sql.Literal(schema), sql.Identifier(schema, TABLE)) for schema in schemas]
     try:
         with translated():
-            cursor.execute(sql.SQL(" UNION ALL ").join(parts))
+            cursor.execute(sql.SQL("VALUES {}").format(sql.SQL(", ").join(parts)))
             found = cursor.fetchall()
     except ServerUnreachable:
         raise
