@@ -87,6 +87,17 @@ def test_observe__costs_no_more_for_more_schemas(make_tenant: MakeTenant, counte
     assert costs[0] == costs[1]
 
 
+@pytest.mark.parametrize(
+    ("schemas", "shares"),
+    [(1, [1]), (499, [499]), (500, [250, 250]), (1000, [500, 500]), (2001, [667, 667, 667]), (4000, 4 * [1000])],
+)
+def test_observe__shares_many_schemas_of_a_database_between_sessions(schemas: int, shares: list[int]) -> None:
+    tenants = [Tenant(tenant_id=f"t{number}") for number in range(schemas)]
+    parts = list(fleet._parts(tenants))
+    assert [len(part) for part in parts] == shares
+    assert [tenant for part in parts for tenant in part] == tenants
+
+
 def test_observe__takes_one_session_for_each_database(make_tenant: MakeTenant, counted: dict[str, int]) -> None:
     tenants = [make_tenant("acme"), make_tenant("globex", Isolation.DATABASE), make_tenant("shop", Isolation.SHARED)]
     observe(tenants)

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from enum import StrEnum
+from math import ceil
 from typing import Final
 
 from django.db.backends.utils import CursorWrapper
@@ -39,8 +40,10 @@ from tenants.models import Isolation, Tenant
 from tenants.servers import DatabaseSettings
 
 LOCK_TIMEOUT: Final = "1s"
-# Schemas of one database that one session reads; further ones are read beside it.
+# Schemas of one database that one session reads at most; further ones are read beside it.
 AT_ONCE: Final = 1000
+# Where two sessions share so many, both are done sooner than one; each has to begin with reading the catalog.
+WORTH_TWO: Final = 500
 
 # What was read of a table, and what it means.
 Sets = dict[str, Applied]
@@ -157,8 +160,10 @@ def looks(tenants: Iterable[Tenant], *, meanwhile: Callable[[], None] = lambda: 
 
 
 def _parts(tenants: Sequence[Tenant]) -> Iterator[Sequence[Tenant]]:
-    for start in range(0, len(tenants), AT_ONCE):
-        yield tenants[start : start + AT_ONCE]
+    sessions = max(ceil(len(tenants) / AT_ONCE), 2 if len(tenants) >= WORTH_TWO else 1)
+    size = ceil(len(tenants) / sessions)
+    for start in range(0, len(tenants), size):
+        yield tenants[start : start + size]
 
 
 def _observe_database(settings: DatabaseSettings, tenants: Sequence[Tenant]) -> Look:
