@@ -659,6 +659,29 @@ def test_advance__asks_no_more_of_a_larger_fleet(make: Callable[[], Rollout]) ->
     assert queries(make()) == few
 
 
+@pytest.mark.parametrize(
+    ("strategy", "counts"),
+    [
+        ({}, False),
+        ({"max_concurrency": 3}, False),
+        ({"canary": 3}, True),
+        ({"max_failures": 2}, True),
+        ({"on_error": "fail"}, True),
+        ({"max_per_database": 2}, True),
+        ({"progress_deadline": 60.0}, True),
+    ],
+    ids=str,
+)
+def test_advance__counts_what_has_ended_only_where_something_depends_on_it(
+    strategy: dict[str, Any], counts: bool
+) -> None:
+    add("alpha", "beta")
+    rollout = begin(**strategy)
+    with CaptureQueriesContext(connection) as captured:
+        assert len(advance(rollout, limit=10, lease=30, queues=True)) > 0
+    assert any("COUNT(" in query["sql"] for query in captured) is counts
+
+
 def queries(rollout: Rollout) -> int:
     with CaptureQueriesContext(connection) as captured:
         advance(rollout, limit=10, lease=30)

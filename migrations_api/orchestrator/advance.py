@@ -85,11 +85,7 @@ class _Step:
         if self.rollout.state != RolloutState.RUNNING:
             finish_if_done(self.rollout)
             return []
-        # Only failed ones are counted and only those in flight are read, however many tenants there are. In this order:
-        # one that fails in between counts as both, where the other way round it would count as neither.
-        in_flight = self.active.filter(Q(state__in=IN_FLIGHT_RUN_STATES) | Q(pk__in=self.held))
-        servers = list(in_flight.values_list("tenant__database", flat=True))
-        failed = self.rollout.runs.filter(state__in=FAILED_RUN_STATES).count() - self.rollout.pardoned
+        servers, failed = self._counted()
         if self._stops_over(failed, has_no_turn=limit < 1 and not servers) or not self._has_open_wave(failed):
             finish_if_done(self.rollout)
             return []
@@ -101,8 +97,23 @@ class _Step:
             servers=servers,
         )
 
+    def _counted(self) -> tuple[list[str], int]:
+        """The servers of the runs in flight, and how many have failed; nothing where nothing depends on it."""
+        strategy = self.strategy
+        if self._is_unbounded and strategy.canary is None and strategy.progress_deadline is None:
+            return [], 0
+        # Only failed ones are counted and only those in flight are read, however many tenants there are. In this order:
+        # one that fails in between counts as both, where the other way round it would count as neither.
+        in_flight = self.active.filter(Q(state__in=IN_FLIGHT_RUN_STATES) | Q(pk__in=self.held))
+        servers = list(in_flight.values_list("tenant__database", flat=True))
+        return servers, self.rollout.runs.filter(state__in=FAILED_RUN_STATES).count() - self.rollout.pardoned
+
+    @property
+    def _is_unbounded(self) -> bool:
+        return self.queues and self.strategy.bounds_nothing
+
     def _slots(self, failed: int, in_flight: int, limit: int) -> int:
-        if self.queues and self.strategy.bounds_nothing:
+        if self._is_unbounded:
             return limit
         return self.strategy.slots(failed=failed, in_flight=in_flight, total=self.rollout.total, limit=limit)
 
