@@ -108,6 +108,13 @@ def test_command__collects_garbage_and_spares_what_was_imported(plane: None, run
     assert "collects: True" in run("check")
 
 
+def test_createtenant__loads_nothing_that_executes_for_a_tenant_that_stays_empty(
+    plane: None, run: Callable[..., str]
+) -> None:
+    given = ["--isolation=schema", "--database=shop", "--no-input", "--register-only"]
+    assert not loaded(run("createtenant", "--tenant-id=acme", *given)) & EXECUTES
+
+
 def test_createtenant__loads_rest_framework_only_for_json(plane: None, run: Callable[..., str]) -> None:
     """Else its start takes a third longer."""
     given = ["--isolation=schema", "--database=shop", "--no-input", "--register-only"]

@@ -1,17 +1,20 @@
-from typing import Any
+from typing import Any, Final
 
 from django.core.management.base import CommandError, CommandParser
 from django.db import DEFAULT_DB_ALIAS
+from django.utils.module_loading import import_string
 
 from migrations_api.executor import Options
 from migrations_api.management.base import EXIT_USAGE, ServiceCommand, label, user
-from migrations_api.management.commands.migratetenant import carry_out
 from migrations_api.orchestrator.registration import create
 from migrations_api.orchestrator.requests import Request, request_run
 from tenants.exceptions import InvalidName
 from tenants.models import Isolation
 from tenants.names import validate_name, validate_tenant_id
 from tenants.servers import server_aliases
+
+# Loaded where the tenant is migrated at once.
+CARRY_OUT: Final = "migrations_api.management.commands.migratetenant.carry_out"
 
 
 class Command(ServiceCommand):
@@ -46,7 +49,7 @@ class Command(ServiceCommand):
             )
         if migrate or template:
             request = Request(options=Options(template=template), by=user())
-            carry_out(self, request_run(tenant, request), **options)
+            import_string(CARRY_OUT)(self, request_run(tenant, request), **options)
 
     def _given(self, options: dict[str, Any]) -> dict[str, str]:
         if missing := [f"--{name.replace('_', '-')}" for name in ("tenant_id", "isolation") if not options[name]]:
