@@ -2,15 +2,15 @@
 
 On an embedded server of its own, for both kinds of isolation and several sets of apps: the example shop, with it
 Django's auth, content types, sessions and admin, the thirty migrations of `peers`, and if asked for wagtail, from PyPI.
-Prints medians of milliseconds on the clock and, which other work on the machine changes less, of the processors, the
-server's included; and the ratios of migrated to copied:
+`stock` is Django's own `migrate`, without the service, into a schema or database that is made for it; `migrated` what
+the service does without a template. Prints medians of milliseconds on the clock and means of those of the processors,
+which other work on the machine changes less, the server's included; and how many times less a copy takes than stock
+`migrate` does:
 
-- `command`: a process each, `createtenant --migrate` and `createtenant --template`; beside them a process that creates
-  the schema or database and runs Django's own `migrate`;
-- `less start`: without what `createtenant` takes that leaves the new tenant empty, which is the start of a process, the
-  row and the schema or database;
+- `command`: a process each, `createtenant --migrate` and `createtenant --template`; most of it is the process's start;
 - `first`: in a worker that has everything loaded and has not yet migrated anybody;
-- `further`: in a worker that has migrated and copied others, and shares between them what can be shared.
+- `further`: in a worker that has migrated and copied others, and shares between them what can be shared;
+- `less home`: of these, without what making the empty schema or database takes, which nobody is spared.
 
 The last column is what the first copy took, which makes the template.
 """
@@ -22,11 +22,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 from typing import Final
 
 from benchmarks.bytecode import compiled_in
@@ -57,34 +58,11 @@ TEMPLATE_DATA: Final = [
     ),
 ]
 ISOLATIONS: Final = ("schema", "database")
-COMMANDS: Final = {"empty": [], "migrated": ["--migrate"], "copied": ["--template"]}
-STOCK: Final = """
-import json, os, sys
-import dj_database_url, psycopg2
-from django.conf import settings
-from django.core.management import execute_from_command_line
-
-database = dj_database_url.parse(os.environ["SHOP_URL"])
-connection = psycopg2.connect(os.environ["SHOP_URL"])
-connection.autocommit = True
-kind, name = sys.argv[1:]
-connection.cursor().execute(f'CREATE {kind} "{name}"')
-connection.close()
-if kind == "schema":
-    database["OPTIONS"]["options"] = f"-c search_path={name}"
-else:
-    database["NAME"] = name
-settings.configure(
-    DATABASES={"default": database},
-    INSTALLED_APPS=os.environ["TENANT_APPS"].split(","),
-    USE_TZ=True,
-    DEFAULT_AUTO_FIELD="django.db.models.BigAutoField",
-    **json.loads(os.environ["PEERS"])["settings"],
-)
-execute_from_command_line(["manage.py", "migrate", "-v0", "--skip-checks"])
-"""
-# Milliseconds on the clock, and of the processors; by kind of tenant.
-Costs = Mapping[str, Iterable[tuple[float, float]]]
+COMMANDS: Final = {"migrated": ["--migrate"], "copied": ["--template"]}
+KINDS: Final = ("stock", *COMMANDS)
+WORKERS: Final = ("first", "further")
+# Milliseconds on the clock, and of the processors.
+Cost = tuple[float, float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,22 +74,32 @@ class Bench:
     environment: Mapping[str, str]
     numbers: "count[int]"
 
-    def costs(self, isolation: str, tenants: int) -> dict[str, Costs]:
-        """By case."""
-        command = ["-m", "benchmarks.new_tenants", f"--tenants={tenants}", isolation]
-        told = self.run([*command, f"--server={self.server.pid}"])
-        commands: dict[str, list[tuple[float, float]]] = {kind: [] for kind in ("stock", *COMMANDS)}
+    def costs(self, isolation: str, tenants: int) -> tuple[dict[str, dict[str, Cost]], float]:
+        """By case and kind, and the milliseconds of the copy that makes the template."""
+        stock, ours = (
+            json.loads(self.run(["-m", module, f"--tenants={tenants}", f"--server={self.server.pid}", isolation]))
+            for module in ("benchmarks.stock_tenants", "benchmarks.new_tenants")
+        )
+        commands: defaultdict[str, list[Cost]] = defaultdict(list)
         for _ in range(max(tenants // 3, 3)):
-            for kind, found in commands.items():
-                found.append(self._command(kind, isolation))
-        return {"command": commands, **json.loads(told)}
+            for kind in KINDS:
+                commands[kind].append(self._command(kind, isolation))
+        found = {
+            "command": _summed_up(commands),
+            **{case: {**_summed_up(ours[case]), **_summed_up({"stock": stock[case]["stock"]})} for case in WORKERS},
+        }
+        homes = {**dict.fromkeys(COMMANDS, ours["further"]["empty"]), "stock": stock["further"]["empty"]}
+        found["less home"] = {
+            kind: _difference(found["further"][kind], home) for kind, home in _summed_up(homes).items()
+        }
+        return found, ours["making"]["copied"][0][0]
 
-    def _command(self, kind: str, isolation: str) -> tuple[float, float]:
+    def _command(self, kind: str, isolation: str) -> Cost:
         name = f"{kind}{next(self.numbers)}"
-        command = ["-c", STOCK, isolation, name]
+        command = ["-m", "benchmarks.stock_tenants", f"--once={name}", isolation]
         if kind != "stock":
             given = [f"--tenant-id={name}", f"--isolation={isolation}", "--database=shop", "--no-input"]
-            command = ["-m", "django", "createtenant", *given, *COMMANDS[kind]]
+            command = ["manage.py", "createtenant", *given, *COMMANDS[kind]]
         began, used = time.perf_counter(), self._processors()
         self.run(command)
         return (time.perf_counter() - began) * 1000, (self._processors() - used) * 1000
@@ -137,9 +125,10 @@ def measure(*, tenants: int, apps: list[str]) -> None:
         }
         numbers = count()
         try:
-            print(f"{tenants} new tenants of each, {os.cpu_count()} processors; median milliseconds")
-            print(f"{'':42}{'clock':>33}{'processors':>26}")
-            print(f"{'':42}{'stock':>8}{'migrated':>10}{'copied':>8}{'':8}{'migrated':>10}{'copied':>8}{'':8}template")
+            heads = "".join(f"{kind:>9}" for kind in KINDS) + f"{'':7}"
+            print(f"{tenants} new tenants of each, {os.cpu_count()} processors; milliseconds")
+            print(f"{'':40}{'clock':>34}{'processors':>34}")
+            print(f"{'':40}{heads}{heads}{'template':>10}")
             for name in apps:
                 bench = Bench(
                     server=server,
@@ -149,7 +138,7 @@ def measure(*, tenants: int, apps: list[str]) -> None:
                 )
                 bench.run(["-m", "django", "migrate", "-v0"])
                 for isolation in ISOLATIONS:
-                    _show(f"{isolation}, {APP_SETS[name].name}", bench.costs(isolation, tenants))
+                    _show(f"{isolation}, {APP_SETS[name].name}", *bench.costs(isolation, tenants))
         finally:
             server.destroy()
 
@@ -173,27 +162,27 @@ def _environment(server: EmbeddedPostgres, name: str, workload: Workload) -> dic
     }
 
 
-def _show(label: str, cases: Mapping[str, Costs]) -> None:
-    costs = {case: {kind: _medians(found) for kind, found in kinds.items()} for case, kinds in cases.items()}
-    empty = costs["command"]["empty"]
-    costs["less start"] = {
-        kind: tuple(whole - part for whole, part in zip(cost, empty, strict=True))
-        for kind, cost in costs["command"].items()
-    }
-    [(making, _)] = cases["warm"]["copied"]
-    for case in ("command", "less start", "first", "further"):
-        migrated, copied = costs[case]["migrated"], costs[case]["copied"]
-        stock = f"{costs[case]['stock'][0]:8.0f}" if case == "command" else f"{'':8}"
-        clock, processors = (
-            f"{one:10.0f}{other:8.0f}{_times(one, other):>8}" for one, other in zip(migrated, copied, strict=True)
-        )
-        print(f"  {label:<28}{case:<12}{stock}{clock}{processors}{making:9.0f}", flush=True)
+def _show(label: str, costs: Mapping[str, Mapping[str, Cost]], making: float) -> None:
+    for case, kinds in costs.items():
+        clock, processors = (_columns(part) for part in zip(*(kinds[kind] for kind in KINDS), strict=True))
+        print(f"  {label:<28}{case:<10}{clock}{processors}{making:10.0f}", flush=True)
 
 
-def _times(one: float, other: float) -> str:
-    """Nothing where noise has made a difference negative."""
-    return f"{one / other:.1f}x" if other > 0 else "-"
+def _columns(costs: Sequence[float]) -> str:
+    stock, *_, copied = costs
+    # Nothing where noise has made a difference negative.
+    times = f"{stock / copied:.1f}x" if copied > 0 else "-"
+    return "".join(f"{cost:9.0f}" for cost in costs) + f"{times:>7}"
 
 
-def _medians(found: Iterable[tuple[float, float]]) -> tuple[float, ...]:
-    return tuple(map(median, zip(*found, strict=True)))
+def _summed_up(found: Mapping[str, Iterable[Cost]]) -> dict[str, Cost]:
+    """The clock's medians; processors are counted in hundredths of a second, of which only the mean says more."""
+    summed_up = {}
+    for kind, costs in found.items():
+        clock, processors = zip(*costs, strict=True)
+        summed_up[kind] = median(clock), fmean(processors)
+    return summed_up
+
+
+def _difference(one: Cost, other: Cost) -> Cost:
+    return one[0] - other[0], one[1] - other[1]
