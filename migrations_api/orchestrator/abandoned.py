@@ -7,7 +7,6 @@ from django.db.models import Q
 from django.db.models.functions import Now
 from django.utils.module_loading import import_string
 
-from migrations_api.executor import Failure
 from migrations_api.models import MigrationRun, RequestedVia, Rollout
 from migrations_api.models.runs import MigrationRunQuerySet
 from migrations_api.orchestrator.endings import finish_if_done
@@ -18,10 +17,8 @@ COORDINATED: Final = Q(rollout=None, requested_via=RequestedVia.API) | Q(rollout
 CARRIED_ON: Final = COORDINATED | Q(rollout__foreground=True, rollout__lease_expires_at__gte=Now())
 OVERDUE: Final = Q(lease_expires_at__lt=Now())
 ORPHANED: Final = Q(state=RunState.PENDING, rollout__lease_expires_at__lt=Now())
-# What is said of a run of a command that is gone.
-NEVER_BEGUN: Final = Failure(
-    code="abandoned", error_class="", message="Whoever was to carry it out ended before it did."
-)
+# What is said of a run that a command which is gone had not begun.
+NEVER_BEGUN: Final = {"error_code": "abandoned", "message": "Whoever was to carry it out ended before it did."}
 _SETTLE_ALL: Final = "migrations_api.orchestrator.settling.settle_all"
 
 
@@ -53,8 +50,7 @@ def _settle(runs: MigrationRunQuerySet) -> None:
         "cancel",
         finished_at=Now(),
         lease_expires_at=None,
-        error_code=NEVER_BEGUN.code,
-        message=NEVER_BEGUN.message,
+        **NEVER_BEGUN,
     )
 
 

@@ -94,7 +94,8 @@ def _settle_migration(
         return
     if run.rollout_id is not None and not run.plan_digest:
         # Claimed with others, and not its turn yet.
-        _end(run, "cancel", NEVER_BEGUN, applied)
+        never_begun = Failure(code=NEVER_BEGUN["error_code"], error_class="", message=NEVER_BEGUN["message"])
+        _end(run, "cancel", never_begun, applied)
         return
     failure = Failure(
         code="worker_lost",
