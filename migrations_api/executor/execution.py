@@ -270,16 +270,16 @@ class _Execution:
         migrations = list(rehearsal.plan.migrations)
         if not (self._is_plain and rehearsal.leaves_no_faults):
             self._look_before()
-        signals.send(pre_migrate, configs=self.configs, state_apps=rehearsal.before.apps, migrations=migrations)
+        with rehearsal.asking() as state_apps:
+            signals.send(pre_migrate, configs=self.configs, state_apps=state_apps, migrations=migrations)
         try:
             plain = self._is_plain and not rehearsal.is_altered()
             if plain and rehearsal.is_over:
                 self._follow(rehearsal)
                 return
             self._look_before()
-            if plain:
-                self.migrator.rehearse(rehearsal)
-            self._migrate_as_django(rehearsal)
+            with self.migrator.rehearsing(rehearsal) if plain else nullcontext():
+                self._migrate_as_django(rehearsal)
         finally:
             rehearsal.restore()
 

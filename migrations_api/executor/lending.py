@@ -71,13 +71,11 @@ class LentModels:
             apps.__class__ = LentApps
             self._state = state
             self._apps = apps
-            self._models = apps.get_models(include_auto_created=True, include_swapped=True)
+            self._models = _models(apps)
             self._managers = [manager for model in self._models for manager in _managers(model)]
             _fill_caches(self._models)
             self._clear_caches()
-        self._marks = [mark for thing in self._things() for mark in _marks(thing)]
-        self._now = [mark.container for mark in self._marks]
-        self._then = [mark.copy for mark in self._marks]
+        self._imprint = Imprint([self._apps])
         self._counts = self._references()
 
     def state_of_one_tenant(self) -> ProjectState:
@@ -89,10 +87,8 @@ class LentModels:
     def are_as_they_were(self) -> bool:
         """Whether nothing in them was changed, and nobody holds on to them or to an instance or query of theirs."""
         self._clear_caches()
-        if not all(map(eq, self._now, self._then)):
-            if not all(mark.stands() for mark in self._marks):
-                return False
-            self._then = [mark.copy for mark in self._marks]
+        if not self._imprint.stands():
+            return False
         if self._references() != self._counts:
             # Instances that refer to one another are let go of only by the collector, and these are young.
             gc.collect(1)
@@ -106,17 +102,6 @@ class LentModels:
 
     def _references(self) -> list[int]:
         return [sys.getrefcount(model) for model in self._models]
-
-    def _things(self) -> Iterator[Any]:
-        yield self._apps
-        yield from self._apps.app_configs.values()
-        yield from self._managers
-        for model in self._models:
-            yield from (model, model._meta)
-            for field in model._meta.get_fields(include_hidden=True):
-                yield field
-                if getattr(field, "remote_field", None) is not None:
-                    yield field.remote_field
 
 
 class LentApps(StateApps):
@@ -138,6 +123,25 @@ def _collecting_new() -> Iterator[None]:
             gc.enable()
 
 
+class Imprint:
+    """How everything stood that can be reached from registries of models."""
+
+    def __init__(self, registries: Iterable[StateApps]) -> None:
+        things = {id(thing): thing for apps in registries for thing in _things(apps)}
+        self._marks = [mark for thing in things.values() for mark in _marks(thing)]
+        self._now = [mark.container for mark in self._marks]
+        self._then = [mark.copy for mark in self._marks]
+
+    def stands(self) -> bool:
+        """Whether it is as it was, but for what Django works out when it is first asked for."""
+        if all(map(eq, self._now, self._then)):
+            return True
+        if not all(mark.stands() for mark in self._marks):
+            return False
+        self._then = [mark.copy for mark in self._marks]
+        return True
+
+
 class _Mark:
     """What was in a container; `may_grow` by these names, which are worked out when somebody first asks."""
 
@@ -155,6 +159,18 @@ class _Mark:
             return False
         self.copy = self.container.copy()
         return True
+
+
+def _things(apps: Any) -> Iterator[Any]:
+    yield apps
+    yield from apps.app_configs.values()
+    for model in _models(apps):
+        yield from (model, model._meta)
+        yield from _managers(model)
+        for field in model._meta.get_fields(include_hidden=True):
+            yield field
+            if getattr(field, "remote_field", None) is not None:
+                yield field.remote_field
 
 
 def _marks(thing: Any) -> Iterator[_Mark]:
@@ -190,6 +206,10 @@ def _fill_caches(models: Iterable[type[Model]]) -> None:
                 # Some of them are for other kinds of the same thing.
                 with suppress(Exception):
                     getattr(thing, name)
+
+
+def _models(apps: Any) -> list[type[Model]]:
+    return apps.get_models(include_auto_created=True, include_swapped=True)  # type: ignore[no-any-return]
 
 
 def _managers(model: type[Model]) -> Iterable[Manager[Any]]:

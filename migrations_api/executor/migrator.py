@@ -79,12 +79,12 @@ class TenantMigrator(Planner):
             self.recorder.ensure_schema()
         for migration in rehearsal.order:
             if not migration.atomic:
-                self.apply_migration(isolated(rehearsal.states(migration)[0]), migration)
+                self.apply_migration(isolated(rehearsal.chain.states(migration)[0]), migration)
                 continue
             with self._step(migration, backwards=False) as finish:
                 if not self._follows(migration, rehearsal):
                     on_departure()
-                    self._apply(isolated(rehearsal.states(migration)[0]), migration)
+                    self._apply(isolated(rehearsal.chain.states(migration)[0]), migration)
                 finish(faked=False)
         if self.loader.replacements:
             self.check_replacements()
@@ -133,7 +133,7 @@ class TenantMigrator(Planner):
             self.connection.execute_wrapper(tape.wrap),
             self.connection.schema_editor(atomic=migration.atomic) as editor,
         ):
-            tape.taped(migration, rehearsal.around(migration)).apply(ProjectState(), editor)
+            tape.taped(migration, rehearsal.chain.around(migration)).apply(ProjectState(), editor)
             with tape.running():
                 flush_deferred(editor)
             if not tape.is_played_out():
@@ -142,9 +142,15 @@ class TenantMigrator(Planner):
                 self._require_own(migration)
             self._record(migration)
 
-    def rehearse(self, rehearsal: Rehearsal) -> None:
-        """Note from now on what the migrations' operations send to the server."""
+    @contextmanager
+    def rehearsing(self, rehearsal: Rehearsal) -> Iterator[None]:
+        """Note what the migrations' operations send to the server, and keep the models that they are given."""
         self._rehearsal = rehearsal
+        try:
+            with rehearsal.first_time():
+                yield
+        finally:
+            self._rehearsal = None
 
     def apply_migration(
         self, state: ProjectState, migration: Migration, fake: bool = False, fake_initial: bool = False
@@ -165,12 +171,17 @@ class TenantMigrator(Planner):
             self.connection.execute_wrapper(tape.wrap),
             self.connection.schema_editor(atomic=migration.atomic) as editor,
         ):
-            state = self._journaled(migration, tape).apply(state, editor)
+            told = self._journaled(migration, tape)
+            if self._rehearsal is not None:
+                told = self._rehearsal.chain.keeping(told)
+            state = told.apply(state, editor)
             with tape.running():
                 flush_deferred(editor)
             self._settle(migration, self._record)
-        if migration.atomic and self._rehearsal is not None:
-            self._rehearsal.noted[migration.app_label, migration.name] = tape.noted
+        if self._rehearsal is not None:
+            self._rehearsal.chain.passed(migration, state)
+            if migration.atomic:
+                self._rehearsal.noted[migration.app_label, migration.name] = tape.noted
         return state
 
     def detect_soft_applied(

@@ -8,7 +8,7 @@ truth. What nothing about a tenant could change is sent as it stands, once two t
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from copy import copy
 from functools import cached_property
 from typing import Any, Final
@@ -24,18 +24,17 @@ from django.db.migrations.state import ProjectState, StateApps
 from django.db.models.signals import post_migrate, pre_migrate
 
 from migrations_api.executor import signals
-from migrations_api.executor.lending import MOST_MODELS, Lender, isolated
+from migrations_api.executor.chain import Chain
+from migrations_api.executor.lending import Imprint, isolated
 from migrations_api.executor.model_types import RECEIVERS, ModelTypes, model_types
 from migrations_api.executor.script import OF_ONE_MODEL, Script, Statement, script_of
-from migrations_api.executor.tape import SHARING, Around
+from migrations_api.executor.tape import SHARING
 from migrations_api.executor.verification import tables_of
 from migrations_api.plan import Key, MigrationSource, Plan, Planner
 from tenants.watch import Reader
 
 # Those of them whose statements Django writes.
 DJANGOS: Final = SHARING - {operations.RunSQL}
-# Those that are code, and are lent what they are given.
-CODE: Final = frozenset({operations.RunPython, RenameContentType})
 # Of those that concern one model, the ones behind which Django may make content types or permissions.
 MAKE_TYPES: Final = frozenset({operations.CreateModel, operations.AlterModelOptions})
 # Changing rows may call triggers, which may be each tenant's own.
@@ -62,10 +61,8 @@ class Rehearsal:
         self._agreed: set[tuple[Key, int]] = set()
         self._scripts: dict[Key, str | None] = {}
         self._written = [list(migration.operations) for migration, _ in plan.migrations]
-        self._states: dict[Key, list[ProjectState]] = {}
-        self._around: dict[Key, list[Around]] = {}
-        self._lent = 0
         self._speaks_of_session = False
+        self._begins_changed = False
 
     @property
     def is_over(self) -> bool:
@@ -145,7 +142,7 @@ class Rehearsal:
             return None
         if key not in self._scripts:
             plain = self.is_harmless(migration)
-            self._scripts[key] = script_of(migration, self.states(migration), self.noted[key]) if plain else None
+            self._scripts[key] = script_of(migration, self.chain.states(migration), self.noted[key]) if plain else None
         return self._scripts[key]
 
     def conclude(self, connection: Any) -> None:
@@ -194,23 +191,36 @@ class Rehearsal:
         self._scripts.clear()
         self._whole.clear()
 
+    @contextmanager
+    def asking(self) -> Iterator[StateApps]:
+        """For receivers of pre_migrate: the models before the plan, which a first tenant's operations go on from."""
+        apps: Any = self.before.apps
+        imprint = None if self.is_over else Imprint([apps])
+        yield apps
+        self._begins_changed = imprint is not None and not imprint.stands()
+
+    @contextmanager
+    def first_time(self) -> Iterator[None]:
+        """Around a tenant that goes through all of it in Django's own way."""
+        self._drop_chain()
+        try:
+            yield
+        finally:
+            if self._begins_changed or not self.chain.is_kept:
+                self._drop_chain()
+            # Receivers may be any code: what they are given from now on is theirs alone.
+            self.before = isolated(self.before)
+
+    def _drop_chain(self) -> None:
+        self.__dict__.pop("chain", None)
+
     @cached_property
     def before(self) -> ProjectState:
         return Planner(self.plan.loader).project_state()
 
     @cached_property
-    def _after(self) -> ProjectState:
-        state = isolated(self.before)
-        # Rendered now, an operation renders again only what it changes.
-        _ = state.apps
-        for migration in self.order:
-            states = self._states[_key(migration)] = [state]
-            for operation in self.operations[_key(migration)]:
-                state = state.clone()
-                operation.state_forwards(migration.app_label, state)
-                _share(states[-1], state)
-                states.append(state)
-        return state
+    def chain(self) -> Chain:
+        return Chain(self.before, self.order, self.operations)
 
     @cached_property
     def order(self) -> list[Migration]:
@@ -220,42 +230,10 @@ class Rehearsal:
         full = Planner(loader).migration_plan(loader.graph.leaf_nodes(), clean_start=True)
         return [migration for migration, _ in full if migration in planned]
 
-    def states(self, migration: Migration) -> list[ProjectState]:
-        """The models before its first operation, and after each."""
-        _ = self._after
-        return self._states[_key(migration)]
-
-    def around(self, migration: Migration) -> list[Around]:
-        """The states before and after each of its operations; those that may be any code get some of their own."""
-        key = _key(migration)
-        if key not in self._around:
-            states = self.states(migration)
-            self._around[key] = [
-                self._around_one(operation, states[place : place + 2])
-                for place, operation in enumerate(self.operations[key])
-            ]
-        return self._around[key]
-
-    def _around_one(self, operation: Operation, states: Sequence[ProjectState]) -> Around:
-        if type(operation) in SHARING:
-            return lambda: nullcontext(states)
-        if type(operation) not in CODE:
-            return lambda: nullcontext([isolated(state) for state in states])
-        self._lent += len(states[0].models)
-        lender = Lender(states[0], lends=self._lent <= MOST_MODELS)
-
-        @contextmanager
-        def lent() -> Iterator[Sequence[ProjectState]]:
-            with lender.state() as before:
-                # It is not asked for the other one.
-                yield before, states[1]
-
-        return lent
-
     @cached_property
     def final_apps(self) -> StateApps:
         """The models after the last step, as receivers of post_migrate get them."""
-        return signals.final_apps(isolated(self._after))
+        return signals.final_apps(isolated(self.chain.last))
 
     @cached_property
     def _configs(self) -> list[AppConfig]:
@@ -290,7 +268,7 @@ class Rehearsal:
         )
 
     def tables(self, connection: Any) -> frozenset[str]:
-        return frozenset(tables_of(self.plan, self._after, connection))
+        return frozenset(tables_of(self.plan, self.chain.last, connection))
 
 
 def _key(migration: Migration) -> Key:
@@ -308,14 +286,6 @@ def _are_alike(some: Sequence[Operation], others: Sequence[Operation]) -> bool:
 
 def _renamed(operation: Any) -> tuple[str, str, str]:
     return operation.app_label, operation.old_model, operation.new_model
-
-
-def _share(before: ProjectState, after: ProjectState) -> None:
-    """Keep one copy of what an operation has not changed: a plan may have hundreds of them, over hundreds of models."""
-    for key, model in after.models.items():
-        earlier = before.models.get(key)
-        if earlier is not None and vars(earlier) == vars(model):
-            after.models[key] = earlier
 
 
 def server_version(connection: Any) -> int:
