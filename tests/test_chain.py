@@ -1,14 +1,17 @@
 """The states of the models that the first tenant has passed, and that the next ones follow on."""
 
+import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
+from weakref import ref
 
 import pytest
 from django.db import migrations, models
 from django.db.migrations.operations.base import Operation
 from django.db.models.signals import pre_migrate
 
+from migrations_api.executor import repertoire
 from tests.small_app import Code, MakeTenant, add_field, migrate, migration, query, standing_at_first
 
 WIDTH = "SELECT atttypmod - 4 FROM pg_attribute WHERE attrelid = 'orders_order'::regclass AND attname = 'number'"
@@ -86,3 +89,15 @@ def test_states__that_were_changed_for_the_first_tenant_are_nobody_elses(
     finally:
         pre_migrate.disconnect(act)
     assert [query(tenant, WIDTH) for tenant in tenants] == [[(10,)], [(20,)], [(20,)], [(20,)]]
+
+
+def test_states__that_are_no_longer_kept_are_collected(make_tenant: MakeTenant, code: Code) -> None:
+    code(m2=migration("m2", add_field("total")))
+    [tenant] = standing_at_first(make_tenant, 1)
+    assert migrate(tenant).state == "succeeded"
+    *_, rehearsal = repertoire._rehearsals.values()
+    model = ref(rehearsal.chain.last.apps.get_model("orders", "Order"))
+    del rehearsal
+    repertoire.clear()
+    gc.collect()
+    assert model() is None

@@ -1,5 +1,6 @@
 """The states of the models before, between and after the operations of a plan, with the models rendered."""
 
+import gc
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from copy import copy
@@ -83,6 +84,9 @@ class Chain:
 
     def passed(self, migration: Migration, state: ProjectState) -> None:
         """Of the first tenant; behind the last one, the states are known."""
+        # What is kept will stay, and is a million objects that the collector would look at again and again.
+        gc.collect()
+        gc.freeze()
         if _key(migration) == _key(self._order[-1]) and not self._is_spoilt:
             self._end = state.clone()
             _share(self._newest, self._end)

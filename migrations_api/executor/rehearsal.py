@@ -6,6 +6,7 @@ and the first that departs from it has the migration begun again in Django's way
 truth. What nothing about a tenant could change is sent as it stands, once two tenants have agreed.
 """
 
+import gc
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -212,7 +213,9 @@ class Rehearsal:
             self.before = isolated(self.before)
 
     def _drop_chain(self) -> None:
-        self.__dict__.pop("chain", None)
+        if self.__dict__.pop("chain", None) is not None:
+            # Only where the collector looks again, it can be collected.
+            gc.unfreeze()
 
     @cached_property
     def before(self) -> ProjectState:

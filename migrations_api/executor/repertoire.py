@@ -1,5 +1,6 @@
 """The plans that this process knows by heart: rehearsals, and scripts of its own or of other processes."""
 
+import gc
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Final
@@ -29,6 +30,8 @@ def rehearsal_of(source: MigrationSource, applied: Applied, target: Target) -> R
     _rehearsals.move_to_end(key)
     while len(_rehearsals) > KEPT:
         _rehearsals.popitem(last=False)
+        # Only where the collector looks again, its models can be collected.
+        gc.unfreeze()
     return _rehearsals[key]
 
 
@@ -66,5 +69,6 @@ def learn(lessons: Sequence[Lesson]) -> None:
 def clear() -> None:
     """Forget everything: the migrations on disk are others now."""
     _rehearsals.clear()
+    gc.unfreeze()
     _scripts.clear()
     _told.clear()
