@@ -12,6 +12,7 @@ from django.db.migrations.operations.base import Operation
 from django.db.models.signals import pre_migrate
 
 from migrations_api.executor import repertoire
+from tests.registries import registries
 from tests.small_app import Code, MakeTenant, add_field, migrate, migration, query, standing_at_first
 
 WIDTH = "SELECT atttypmod - 4 FROM pg_attribute WHERE attrelid = 'orders_order'::regclass AND attname = 'number'"
@@ -89,6 +90,40 @@ def test_states__that_were_changed_for_the_first_tenant_are_nobody_elses(
     finally:
         pre_migrate.disconnect(act)
     assert [query(tenant, WIDTH) for tenant in tenants] == [[(10,)], [(20,)], [(20,)], [(20,)]]
+
+
+def test_states__of_a_migration_without_a_transaction_are_rendered_once(make_tenant: MakeTenant, code: Code) -> None:
+    code(m2=migration("m2", add_field("total"), migrations.RenameField("Order", "total", "sum"), atomic=False))
+    tenants = standing_at_first(make_tenant, 4)
+    assert [migrate(tenant).state for tenant in tenants[:2]] == ["succeeded"] * 2
+    with registries() as rendered:
+        assert [migrate(tenant).state for tenant in tenants[2:]] == ["succeeded"] * 2
+    assert not rendered
+    named = "SELECT attname FROM pg_attribute WHERE attrelid = 'orders_order'::regclass AND attname IN ('total', 'sum')"
+    assert [query(tenant, named) for tenant in tenants] == [[("sum",)]] * 4
+
+
+class Counted(models.IntegerField):
+    """Somebody's own, that keeps count of what it was asked."""
+
+    asked: list[bool] = []
+
+    def db_type(self, connection: Any) -> Any:
+        self.asked.append(hasattr(self, "counted"))
+        self.counted = True
+        return super().db_type(connection)
+
+
+def test_states__that_a_field_has_changed_without_a_transaction_are_rendered_anew(
+    make_tenant: MakeTenant, code: Code, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code(m2=migration("m2", migrations.AddField("Order", "total", Counted(null=True)), atomic=False))
+    found = []
+    for tenant in standing_at_first(make_tenant, 4):
+        monkeypatch.setattr(Counted, "asked", [])
+        assert migrate(tenant).state == "succeeded"
+        found.append(Counted.asked)
+    assert found == [found[0]] * 4
 
 
 def test_states__that_are_no_longer_kept_are_collected(make_tenant: MakeTenant, code: Code) -> None:

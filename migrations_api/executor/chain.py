@@ -4,6 +4,7 @@ import gc
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from copy import copy
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final
 
@@ -39,6 +40,7 @@ class Chain:
         self._lenders: dict[tuple[Key, int], Lender] = {}
         self._lent = 0
         self._around: dict[Key, Sequence[Around]] = {}
+        self._apart: dict[Key, _Apart] = {}
 
     def keeping(self, migration: Migration) -> Migration:
         """For the first tenant: the migration with operations that keep the states before them."""
@@ -138,6 +140,24 @@ class Chain:
             self._around[key] = self._around_each(key, self.states(migration))
         return self._around[key]
 
+    @contextmanager
+    def around_apart(self, migration: Migration) -> Iterator[Sequence[Around]]:
+        """The same for one without a transaction, where nothing takes back what was not said for the first tenant.
+
+        Its states have been rendered for it alone, and are not used again once anything has changed them.
+        """
+        key = _key(migration)
+        apart = self._apart.pop(key, None) or self._rendered_apart(migration)
+        yield apart.around
+        if apart.imprint.stands():
+            self._apart[key] = apart
+
+    def _rendered_apart(self, migration: Migration) -> "_Apart":
+        states = self._rendered(isolated(self.states(migration)[0]), [migration])[_key(migration)]
+        return _Apart(
+            around=self._around_each(_key(migration), states), imprint=Imprint(state.apps for state in states)
+        )
+
     def _around_each(self, key: Key, states: Sequence[ProjectState]) -> Sequence[Around]:
         return [
             self._around_one(operation, (key, place), states[place : place + 2])
@@ -164,6 +184,12 @@ class Chain:
             self._lent += len(state.models)
             self._lenders[at] = Lender(state, lends=self._lent <= MOST_MODELS)
         return self._lenders[at]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Apart:
+    around: Sequence[Around]
+    imprint: Imprint
 
 
 def _key(migration: Migration) -> Key:

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from inspect import signature
 from typing import Final, Protocol
@@ -20,7 +20,7 @@ from migrations_api.executor.lending import isolated
 from migrations_api.executor.outcome import Observer, StepResult, StopRequested
 from migrations_api.executor.rehearsal import Rehearsal, server_version
 from migrations_api.executor.script import Script, computes
-from migrations_api.executor.tape import Departure, Tape
+from migrations_api.executor.tape import Around, Departure, Tape
 from migrations_api.plan import Applied, Plan, Planner, Step
 from tenants.conf import load_conf
 from tenants.exceptions import OutsideTenant, ServerError
@@ -78,11 +78,11 @@ class TenantMigrator(Planner):
         if rehearsal.order and not self._applied:
             self.recorder.ensure_schema()
         for migration in rehearsal.order:
-            if not migration.atomic:
-                self.apply_migration(isolated(rehearsal.chain.states(migration)[0]), migration)
-                continue
             with self._step(migration, backwards=False) as finish:
-                if not self._follows(migration, rehearsal):
+                if not migration.atomic:
+                    with rehearsal.chain.around_apart(migration) as around:
+                        self._apply(ProjectState(), migration, around=around)
+                elif not self._follows(migration, rehearsal):
                     on_departure()
                     self._apply(isolated(rehearsal.chain.states(migration)[0]), migration)
                 finish(faked=False)
@@ -165,13 +165,17 @@ class TenantMigrator(Planner):
             finish(faked=fake)
         return state
 
-    def _apply(self, state: ProjectState, migration: Migration) -> ProjectState:
+    def _apply(
+        self, state: ProjectState, migration: Migration, *, around: Sequence[Around] | None = None
+    ) -> ProjectState:
         tape = Tape()
         with (
             self.connection.execute_wrapper(tape.wrap),
             self.connection.schema_editor(atomic=migration.atomic) as editor,
         ):
             told = self._journaled(migration, tape)
+            if around is not None:
+                told = tape.taped(told, around)
             if self._rehearsal is not None:
                 told = self._rehearsal.chain.keeping(told)
             state = told.apply(state, editor)
