@@ -201,3 +201,23 @@ def test_failure__of_one_tenants_code_leaves_the_next_one_models_of_its_own(
         query(tenant, "INSERT INTO orders_order (number, changed_at) VALUES ('a', now()) RETURNING 1")
     assert [migrate(tenant).state for tenant in tenants] == ["succeeded", "failed", "failed", "succeeded"]
     assert found == [True] * 4
+
+
+class Seed(migrations.RunPython):
+    """As some packages have it: another way to write RunPython, and no other way to run it."""
+
+    def __init__(self) -> None:
+        super().__init__(self.seed)
+
+    def seed(self, apps: Any, editor: Any) -> None:
+        apps.get_model("orders", "Order").objects.create(number="a")
+
+
+def test_code__by_another_name_is_lent_its_models(make_tenant: MakeTenant, code: Code) -> None:
+    code(m2=migration("m2", Seed()))
+    tenants = standing_at_first(make_tenant, 3)
+    assert [migrate(tenant).state for tenant in tenants[:2]] == ["succeeded"] * 2
+    with registries() as rendered:
+        assert migrate(tenants[2]).state == "succeeded"
+    assert not rendered
+    assert [query(tenant, "SELECT number FROM orders_order") for tenant in tenants] == [[("a",)]] * 3

@@ -6,9 +6,8 @@ from contextlib import contextmanager, nullcontext
 from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Final
+from typing import Any
 
-from django.contrib.contenttypes.management import RenameContentType
 from django.db.migrations.migration import Migration
 from django.db.migrations.operations import RunPython
 from django.db.migrations.operations.base import Operation
@@ -17,9 +16,6 @@ from django.db.migrations.state import ProjectState
 from migrations_api.executor.lending import MOST_MODELS, Imprint, Lender, isolated
 from migrations_api.executor.tape import SHARING, Around
 from migrations_api.plan import Key
-
-# Those that are code, and are lent what they are given.
-CODE: Final = frozenset({RunPython, RenameContentType})
 
 
 class Chain:
@@ -197,7 +193,13 @@ def _key(migration: Migration) -> Key:
 
 
 def _is_code(operation: Operation) -> bool:
-    return type(operation) in CODE
+    """Whether it is RunPython, by whatever name: it gets the models before it, and no more."""
+    kind = type(operation)
+    return (
+        isinstance(operation, RunPython)
+        and kind.database_forwards is RunPython.database_forwards
+        and kind.state_forwards is RunPython.state_forwards
+    )
 
 
 def _share(before: ProjectState, after: ProjectState) -> None:

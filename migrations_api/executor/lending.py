@@ -22,7 +22,7 @@ from django.utils.functional import cached_property
 # How often code may have left them changed before each tenant gets its own.
 PATIENCE: Final = 2
 # Of one plan; each takes about 75 KiB.
-MOST_MODELS: Final = 400
+MOST_MODELS: Final = 1000
 
 
 def isolated(state: ProjectState) -> ProjectState:
@@ -145,6 +145,9 @@ class Imprint:
 class _Mark:
     """What was in a container; `may_grow` by these names, which are worked out when somebody first asks."""
 
+    # There are tens of thousands.
+    __slots__ = ("_may_grow", "container", "copy")
+
     def __init__(self, container: Any, *, may_grow: Container[str] = ()) -> None:
         self.container = container
         self.copy = container.copy()
@@ -202,7 +205,7 @@ def _fill_caches(models: Iterable[type[Model]]) -> None:
         fields = model._meta.get_fields(include_hidden=True)
         relations = [field.remote_field for field in fields if getattr(field, "remote_field", None) is not None]
         for thing in (model._meta, *fields, *relations, *vars(model).values()):
-            for name in _filled_later(thing):
+            for name in _filled_later(thing).difference(getattr(thing, "__dict__", ())):
                 # Some of them are for other kinds of the same thing.
                 with suppress(Exception):
                     getattr(thing, name)
