@@ -94,7 +94,7 @@ class Unlocked(Entry):
         return sql.Literal("true"), isolation, applied, sql.Literal(0), sql.Literal(0)
 
 
-def home(tenant: Tenant, connection: Any, reader: Reader, *, writable: bool) -> SimpleNamespace:
+def home(tenant: Tenant, connection: Any, reader: Reader, **options: Any) -> SimpleNamespace:
     return SimpleNamespace(has_record=bool(present_tables(reader, tenant.schema_name, [TABLE])))
 
 

@@ -53,11 +53,11 @@ class HomeFacts:
 SESSION_SQL: Final = sql.SQL("SELECT current_database(), current_user, pg_backend_pid()")
 NOTHING: Final = sql.SQL("")
 # Each row is looked up by a unique index: the catalog may hold many thousands of schemas.
-HOME: Final = Question(
-    name="home",
-    types=("text[]", "text"),
+HOMES: Final = Question(
+    name="homes",
+    types=("text[]", "text[]"),
     statement="""
-    SELECT n.nspname::text, (SELECT rolsuper FROM pg_roles WHERE rolname = current_user),
+    SELECT asked, n.nspname::text, (SELECT rolsuper FROM pg_roles WHERE rolname = current_user),
            has_schema_privilege(n.oid, 'USAGE'), has_schema_privilege(n.oid, 'CREATE'),
            EXISTS (SELECT FROM pg_class c WHERE c.relnamespace = n.oid AND c.relname = 'tenants_tenant'),
            CASE WHEN r.oid IS NOT NULL THEN r.relkind IN ('r', 'p') AND 4 =
@@ -68,7 +68,7 @@ HOME: Final = Question(
            has_table_privilege(r.oid, 'INSERT') AND has_table_privilege(r.oid, 'DELETE'),
            ARRAY(SELECT nspname::text FROM pg_namespace e
                   WHERE e.nspname = ANY(%s) AND NOT has_schema_privilege(e.oid, 'USAGE'))
-      FROM (SELECT 1) one LEFT JOIN pg_namespace n ON n.nspname = %s
+      FROM unnest(%s) asked LEFT JOIN pg_namespace n ON n.nspname = asked
       LEFT JOIN pg_class r ON r.relnamespace = n.oid AND r.relname = 'django_migrations'
 """,
 )
@@ -104,16 +104,23 @@ def check_session(
     return values
 
 
-def check_home(tenant: Tenant, connection: DatabaseWrapper, reader: Reader, *, writable: bool) -> HomeFacts:
-    """Raise what keeps the tenant's schema from being worked on; `reader` answers what the catalog says of it."""
-    facts = _home_facts(reader, tenant)
+def check_home(
+    tenant: Tenant, connection: DatabaseWrapper, reader: Reader, *, writable: bool, facts: HomeFacts | None = None
+) -> HomeFacts:
+    """Raise what keeps the tenant's schema from being worked on.
+
+    `reader` answers what the catalog says of it, unless somebody has just asked.
+    """
+    facts = facts or home_facts(reader, [tenant.schema_name])[tenant.schema_name]
     _require_home(tenant, facts, connection, writable=writable)
     return facts
 
 
-def _home_facts(reader: Reader, tenant: Tenant) -> HomeFacts:
-    [row] = reader.rows(HOME, list(load_conf().extra_search_path), tenant.schema_name)
-    return HomeFacts(**dict(zip((field.name for field in fields(HomeFacts)), row, strict=True)))
+def home_facts(reader: Reader, schemas: Sequence[str]) -> dict[str, HomeFacts]:
+    """What the catalog says of these schemas of one database, by name."""
+    found = reader.rows(HOMES, list(load_conf().extra_search_path), list(schemas))
+    names = [field.name for field in fields(HomeFacts)]
+    return {asked: HomeFacts(**dict(zip(names, row, strict=True))) for asked, *row in found}
 
 
 # The first finding counts: those that make the others meaningless come first.

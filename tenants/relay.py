@@ -68,16 +68,26 @@ class Relay:
 
     @contextmanager
     def session(
-        self, tenant: Tenant, *, application_name: str, watch: Watch | None = None, inquiry: Inquiry | None = None
+        self,
+        tenant: Tenant,
+        *,
+        application_name: str,
+        watch: Watch | None = None,
+        inquiry: Inquiry | None = None,
+        home: HomeFacts | None = None,
     ) -> Iterator[DatabaseWrapper]:
         """The session as that tenant's, which has passed every check; takes and raises what tenant_session() does.
 
-        Advisory locks that it still has at the end, it lets go of.
+        `home` is what the catalog has said of it just now, if somebody has asked. Advisory locks that the session still
+        has at the end, it lets go of.
         """
         refuse_control_plane(tenant)
+        become = partial(
+            _become, tenant=tenant, application_name=application_name, watch=watch, inquiry=inquiry, home=home
+        )
         try:
             with translated():
-                connection = self._opened(tenant, application_name, watch, inquiry)
+                connection = self._opened(tenant, become)
             opened = self._of_the_driver()
             yield connection
         except BaseException:
@@ -94,10 +104,7 @@ class Relay:
         """So much has been done in it."""
         self._steps += steps
 
-    def _opened(
-        self, tenant: Tenant, application_name: str, watch: Watch | None, inquiry: Inquiry | None
-    ) -> DatabaseWrapper:
-        become = partial(_become, tenant=tenant, application_name=application_name, watch=watch, inquiry=inquiry)
+    def _opened(self, tenant: Tenant, become: Callable[[DatabaseWrapper], DatabaseWrapper]) -> DatabaseWrapper:
         if self._tenants >= TENANTS or self._steps >= STEPS:
             self.close()
         connection = self._passed_on(become) or become(self._new(tenant))
@@ -151,9 +158,10 @@ def _become(
     application_name: str,
     watch: Watch | None,
     inquiry: Inquiry | None,
+    home: HomeFacts | None,
 ) -> DatabaseWrapper:
     """Make the session the tenant's, whose home is looked at first."""
-    home = check_home(tenant, connection, watch or OwnSession(connection), writable=True)
+    home = check_home(tenant, connection, watch or OwnSession(connection), writable=True, facts=home)
     opening = OPENING.format(sql.Literal(search_path(tenant)), sql.Literal(application_name[:63]))
     if inquiry is None:
         check_session(tenant, connection, writable=True, opening=opening)

@@ -19,7 +19,7 @@ class Pace:
 
     def ended(self, runs: int = 1) -> None:
         instant = time.monotonic()
-        self._seconds = (3 * self._seconds + (instant - self._since) / max(runs, 1)) / 4
+        self._seconds = (self._seconds + (instant - self._since) / max(runs, 1)) / 2
         self._since = instant
 
     @property

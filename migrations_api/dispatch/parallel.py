@@ -134,6 +134,26 @@ class _Inbox:
             self._lore.learn(told.lessons)
 
 
+class _Outlet:
+    """What a worker says to the parent, from any of its threads."""
+
+    def __init__(self, pipe: Connection) -> None:
+        self._pipe = pipe
+        self._speaking = threading.Lock()
+        self._kept: list[Event] = []
+
+    def tell(self, message: "Event | _Lessons | _Left | _Done") -> None:
+        """With what was kept until now."""
+        # Where nobody listens any more, the records do not depend on it.
+        with self._speaking, suppress(OSError):
+            self._pipe.send([*self._kept, message])
+            self._kept.clear()
+
+    def keep(self, event: Event) -> None:
+        with self._speaking:
+            self._kept.append(event)
+
+
 def _serve(pipe: Connection, work: Work, lore: Lore | None) -> None:
     # The parent decides when to stop; a Ctrl-C in the terminal reaches the whole process group.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -141,23 +161,16 @@ def _serve(pipe: Connection, work: Work, lore: Lore | None) -> None:
     _cancel_on_signal()
     inbox = _Inbox(pipe, lore)
 
-    speaking = threading.Lock()
-
-    def tell(message: Event | _Lessons | _Left | _Done) -> None:
-        # Where nobody listens any more, the records do not depend on it.
-        with speaking, suppress(OSError):
-            pipe.send(message)
-
-    def leave(run_ids: Sequence[int]) -> None:
-        tell(_Left(run_ids))
-
+    outlet = _Outlet(pipe)
     while (share := inbox.next_share()) is not None:
-        work(share, emit=tell, should_stop=inbox.should_stop, leave=leave)
+        # Of many that are quick, all is told at once.
+        emit = outlet.tell if len(share) == 1 else outlet.keep
+        work(share, emit=emit, should_stop=inbox.should_stop, leave=lambda left: outlet.tell(_Left(left)))
         if inbox.is_stopping:
             break
         if lore is not None and (lessons := lore.learned()):
-            tell(_Lessons(lessons))
-        tell(_Done())
+            outlet.tell(_Lessons(lessons))
+        outlet.tell(_Done())
     connections.close_all()
 
 
@@ -282,16 +295,8 @@ class ParallelDispatcher:
     def _receive(self, worker: _Worker) -> None:
         try:
             while worker.pipe.poll():
-                message = worker.pipe.recv()
-                if isinstance(message, Event):
-                    self._heed(message)
-                    self._terms.emit(message)
-                elif isinstance(message, _Lessons):
-                    self._pass_on(message, worker)
-                elif isinstance(message, _Left):
-                    self._take_back(worker, message.run_ids)
-                else:
-                    self._count(worker)
+                for message in worker.pipe.recv():
+                    self._take(message, worker)
         except (EOFError, ConnectionResetError):
             self._retire(worker)
             for run_id in worker.share:
@@ -299,6 +304,17 @@ class ParallelDispatcher:
             return
         if worker.is_idle and (worker.done >= self._per_worker or self._told_to_stop or self._are_too_many):
             self._retire(worker)
+
+    def _take(self, message: "Event | _Lessons | _Left | _Done", worker: _Worker) -> None:
+        if isinstance(message, Event):
+            self._heed(message)
+            self._terms.emit(message)
+        elif isinstance(message, _Lessons):
+            self._pass_on(message, worker)
+        elif isinstance(message, _Left):
+            self._take_back(worker, message.run_ids)
+        else:
+            self._count(worker)
 
     def _take_back(self, worker: _Worker, run_ids: Sequence[int]) -> None:
         worker.share = [run_id for run_id in worker.share if run_id not in run_ids]

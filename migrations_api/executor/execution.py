@@ -51,6 +51,7 @@ from tenants.conf import load_conf
 from tenants.driver_errors import sqlstate, translated
 from tenants.exceptions import ServiceError
 from tenants.models import Tenant
+from tenants.preflight import HomeFacts
 from tenants.relay import relay_of
 from tenants.sessions import tenant_session
 from tenants.watch import OwnSession, Reader, Watch, watch_of
@@ -66,15 +67,18 @@ def execute(
     application_name: str,
     plan_digest: str = "",
     left_before: str | None = None,
+    home: HomeFacts | None = None,
     waits: bool = True,
 ) -> Outcome:
     """Migrate `tenant` to `target` and return how that ended; a migration that fails is an outcome, not an exception.
 
     With `plan_digest`, only a plan of that content is carried out. `left_before` is the fingerprint of what the last
     run has left, if it has succeeded: content types and permissions are taken to be there where the tenant still stands
-    there. Without `waits`, whoever has its lock is not waited for. Raises, with nothing changed, PlanError,
-    PlanChanged, TenantLocked, and what tenant_session() raises; and OutcomeUnknown when the session was lost in the
-    middle and the tenant cannot be read.
+    there. `home` is what the catalog has said of the tenant just now. Without `waits`, whoever has its lock is not
+    waited for.
+
+    Raises, with nothing changed, PlanError, PlanChanged, TenantLocked, and what tenant_session() raises; and
+    OutcomeUnknown when the session was lost in the middle and the tenant cannot be read.
     """
     work = _Work(
         tenant=tenant,
@@ -90,7 +94,9 @@ def execute(
     relay = relay_of(tenant) if options.is_plain and may_be_passed_on(source) else None
     if relay is not None:
         entry = Entry(relay.database, tenant.schema_name)
-        with relay.session(tenant, application_name=application_name, watch=work.watch, inquiry=entry) as connection:
+        with relay.session(
+            tenant, application_name=application_name, watch=work.watch, inquiry=entry, home=home
+        ) as connection:
             outcome = work.carry_out_in_passing(connection, entry)
             relay.wear(steps=len(outcome.results) if outcome else 0)
         if outcome is not None:

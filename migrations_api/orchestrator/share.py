@@ -2,8 +2,9 @@
 
 import threading
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Final
 
 from migrations_api.dispatch.base import Emit, Leave, ShouldStop
@@ -15,6 +16,10 @@ from migrations_api.orchestrator.outbox import Outbox
 from migrations_api.orchestrator.recorder import Recorder
 from migrations_api.orchestrator.work import attempt, bound_transactions, work
 from tenants.conf import load_conf
+from tenants.exceptions import ServiceError
+from tenants.models import Tenant
+from tenants.preflight import HomeFacts, home_facts
+from tenants.watch import Watch, watch_of
 
 # In seconds: for how long a worker begins further runs of those that it has claimed at once, and for how long the rest
 # waits behind one of them.
@@ -39,13 +44,13 @@ def work_on(
         Recorder(run, emit=emit, should_stop=should_stop, requeues=requeues, outbox=outbox)
         for run in records.claim_all(run_ids, lease=conf.lease)
     ]
-    share = _Share(recorders, outbox, leave)
+    share, homes = _Share(recorders, outbox, leave), _homes([each.run.tenant for each in recorders])
     with heartbeat({each.run.pk: each.run.attempt for each in recorders}, conf, beat=share.beat) as pulse:
         while (recorder := share.next()) is not None:
             run = recorder.run
             with about_run(run.pk, run.tenant_id), pulse.working_on(run.pk):
                 emit(RunStarted(run_id=run.pk, tenant_id=run.tenant_id, tenant_name=run.tenant.name))
-                failure = attempt(run, recorder, waits=False)
+                failure = attempt(run, recorder, home=homes.get(run.tenant_id), waits=False)
             if failure is not None:
                 recorder.tell(RunWaiting, cause=failure.message, seconds=0.0, is_shortage=failure.is_shortage)
                 share.give_back([recorder])
@@ -54,6 +59,21 @@ def work_on(
             if outbox.is_due:
                 outbox.flush()
     outbox.flush()
+
+
+def _homes(tenants: Sequence[Tenant]) -> dict[str, HomeFacts]:
+    """What the catalogs say of their homes, by tenant; of those that are not here, each run asks for itself."""
+    by_watch: defaultdict[Watch, list[Tenant]] = defaultdict(list)
+    for tenant in tenants:
+        if (watch := watch_of(tenant)) is not None:
+            by_watch[watch].append(tenant)
+    found = {}
+    for watch, there in by_watch.items():
+        # What is wrong with a server, each run is told by itself.
+        with suppress(ServiceError):
+            facts = home_facts(watch, [tenant.schema_name for tenant in there])
+            found.update({tenant.pk: facts[tenant.schema_name] for tenant in there})
+    return found
 
 
 class _Share:

@@ -24,6 +24,7 @@ from migrations_api.orchestrator.recorder import AttemptLost, Recorder, session_
 from migrations_api.orchestrator.sources import source_for
 from tenants.conf import Conf, load_conf
 from tenants.exceptions import AuthenticationFailed, NotProvisioned, ServerUnreachable, ServiceError
+from tenants.preflight import HomeFacts
 
 logger = logging.getLogger(__name__)
 
@@ -64,14 +65,16 @@ def bound_transactions(seconds: float) -> None:
         cursor.execute("SELECT set_config('idle_in_transaction_session_timeout', %s, false)", [milliseconds])
 
 
-def attempt(run: MigrationRun, recorder: Recorder, *, waits: bool = True) -> Failure | None:
+def attempt(
+    run: MigrationRun, recorder: Recorder, *, home: HomeFacts | None = None, waits: bool = True
+) -> Failure | None:
     """One attempt; a Failure is returned when another attempt may succeed, otherwise the run has its end.
 
-    Without `waits`, it does not wait for whoever has the tenant's lock.
+    `home` is what the catalog has said of the tenant just now. Without `waits`, whoever has its lock is not waited for.
     """
     last = run.attempt >= load_conf().attempts
     try:
-        outcome = _execute(run, recorder, waits=waits)
+        outcome = _execute(run, recorder, home=home, waits=waits)
     except AttemptLost:
         logger.warning("run %s of tenant %s was taken over", run.pk, run.tenant_id)
         return None
@@ -107,7 +110,7 @@ def _end_of(error: ServiceError, run: MigrationRun) -> str:
     return "fail"
 
 
-def _execute(run: MigrationRun, recorder: Recorder, *, waits: bool) -> Outcome:
+def _execute(run: MigrationRun, recorder: Recorder, *, home: HomeFacts | None, waits: bool) -> Outcome:
     if run.repair_of_id is not None:
         return repairs.carry_out(run, recorder)
     if run.options.get("template"):
@@ -122,6 +125,7 @@ def _execute(run: MigrationRun, recorder: Recorder, *, waits: bool) -> Outcome:
         # Once it was agreed to, the plan of a later attempt is what is left of it.
         plan_digest="" if run.applied_before_id else run.expected_digest,
         left_before=run.left_before,
+        home=home,
         waits=waits,
     )
 
