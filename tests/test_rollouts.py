@@ -2,7 +2,8 @@ import os
 import signal
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from itertools import count
 from multiprocessing import Pipe, active_children
@@ -32,6 +33,7 @@ from migrations_api.plan import Target
 from tenants.models import Isolation, Tenant
 from tests import catalog
 from tests.forks import one_by_one
+from tests.processes import wait_until
 
 MakeTenant = Callable[..., Tenant]
 Choose = Callable[..., None]
@@ -372,10 +374,11 @@ def ahead(
     workers: int = 1,
     lore: Any = None,
     looks_ahead: bool = True,
+    shares: bool = False,
 ) -> ParallelDispatcher:
     return ParallelDispatcher(
         Terms(
-            work=one_by_one(work),
+            work=work if shares else one_by_one(work),
             max_concurrency=workers,
             lore=lore,
             emit=lambda event: None,
@@ -464,6 +467,55 @@ def test_parallel__others_are_forked_once_the_first_worker_has_learned_or_takes_
     assert lore.known == ([first[0].pid] if seconds == 0 else [])
     dispatcher.close()
     assert first[0].pid in lore.known
+
+
+def carry_out_all(dispatcher: ParallelDispatcher, run_ids: Iterable[int]) -> None:
+    rest = deque(run_ids)
+    while rest or dispatcher.held:
+        dispatcher.submit([rest.popleft() for _ in range(min(len(rest), dispatcher.free))])
+        dispatcher.wait(1)
+
+
+def test_parallel__a_lost_worker_takes_all_of_its_share_along(tmp_path: Path) -> None:
+    begun, lost = tmp_path / "begun", list[int]()
+
+    def work(run_ids: Sequence[int], **options: Any) -> None:
+        if 90 in run_ids:
+            (tmp_path / "last").write_text(" ".join(map(str, run_ids)))
+            os.kill(os.getpid(), signal.SIGKILL)
+        for run_id in run_ids:
+            note(begun, run_id)
+
+    dispatcher = ahead(work, lost=lost, workers=2, shares=True)
+    carry_out_all(dispatcher, range(1, 101))
+    dispatcher.close()
+    last = [*map(int, (tmp_path / "last").read_text().split())]
+    assert len(last) > 1
+    assert lost == last
+    assert sorted([*map(int, begun.read_text().split()), *lost]) == list(range(1, 101))
+
+
+def test_parallel__what_is_left_of_a_share_goes_to_others_while_its_worker_is_busy(tmp_path: Path) -> None:
+    begun, busy = tmp_path / "begun", tmp_path / "busy"
+
+    def work(run_ids: Sequence[int], *, leave: Callable[[list[int]], None], **options: Any) -> None:
+        if len(run_ids) > 1:
+            # Of two, one is the first.
+            with suppress(FileExistsError), busy.open("x") as file:
+                file.write(" ".join(map(str, run_ids)))
+                leave([*run_ids[1:]])
+                run_ids = run_ids[:1]
+                wait_until(lambda: len(begun.read_text().split()) == 99)
+        for run_id in run_ids:
+            note(begun, run_id)
+
+    dispatcher = ahead(work, lost=[], workers=2, shares=True)
+    carry_out_all(dispatcher, range(1, 101))
+    dispatcher.close()
+    first, *left = busy.read_text().split()
+    done = begun.read_text().split()
+    assert (len(done), done[-1]) == (100, first)
+    assert set(left) < set(done)
 
 
 def test_parallel__what_waits_outlives_a_lost_worker(tmp_path: Path) -> None:
