@@ -10,6 +10,7 @@ from psycopg2 import sql
 
 from migrations_api.events import Event, RunEnded
 from migrations_api.models import MigrationRun, Rollout
+from migrations_api.models.runs import RECORDING
 from migrations_api.orchestrator import confirmation, driver
 from migrations_api.orchestrator.advance import advance
 from migrations_api.orchestrator.coordinator import _UnreadWaves
@@ -100,6 +101,19 @@ def test_confirmation__not_after_a_run_that_has_not_succeeded(make_tenant: MakeT
     rollout = roll_out(tenants)
     advance(rollout, limit=1, lease=30)
     MigrationRun.objects.filter(state="succeeded").update(state=state)
+    assert confirmation.confirm_up_to_date(rollout, emit=lambda event: None) == 0
+
+
+@pytest.mark.parametrize("values", [{"options": {name: True}} for name in RECORDING] + [{"action": "rollback"}])
+def test_confirmation__not_after_a_run_that_has_told_nobody(make_tenant: MakeTenant, values: dict[str, Any]) -> None:
+    tenants = migrated(make_tenant, "acme")
+    rollout = roll_out(tenants)
+    advance(rollout, limit=1, lease=30)
+    last = MigrationRun.objects.filter(state="succeeded")
+    last.update(options={"allow_backwards": False})
+    before = confirmation._batches(rollout)
+    assert [run.tenant_id for batch in before for run in batch] == ["acme"]
+    last.update(**values)
     assert confirmation.confirm_up_to_date(rollout, emit=lambda event: None) == 0
 
 

@@ -35,7 +35,7 @@ SOCKET_OPTIONS = {
 }
 LOCKED_TABLES = """
     SELECT l.relation::regclass, l.mode FROM pg_locks l JOIN pg_stat_activity a USING (pid)
-     WHERE l.locktype = 'relation' AND a.application_name LIKE %s
+     WHERE l.locktype = 'relation' AND a.datname = current_database() AND a.application_name LIKE %s
 """
 _context = get_context("fork")
 

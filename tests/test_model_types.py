@@ -65,7 +65,7 @@ def test_types__are_known_where_the_last_run_has_left_the_tenant_as_it_stands(
     assert len(before) > 10
 
 
-@pytest.mark.parametrize("values", [{"state": "failed"}, {"applied_after": None}])
+@pytest.mark.parametrize("values", [{"state": "failed"}, {"applied_after": None}, {"options": {"fake": True}}])
 def test_types__are_looked_for_where_the_last_run_does_not_vouch_for_them(
     standing_before: Callable[..., Tenant], looked_for: list[str], values: dict[str, Any]
 ) -> None:

@@ -16,7 +16,7 @@ from psycopg2.extras import Json
 
 from migrations_api.models.fleet import TenantObservation
 from migrations_api.models.prepared import Statement, fetch_row, fetch_rows
-from migrations_api.models.runs import AppliedSet, MigrationRun, Rollout, RunStep
+from migrations_api.models.runs import RECORDING, Action, AppliedSet, MigrationRun, Rollout, RunStep
 from migrations_api.plan import Applied, Plan, fingerprint
 from migrations_api.states import IN_FLIGHT_RUN_STATES, RUN_TRANSITIONS, STARTING_ROLLOUT_STATES, RunState, StepState
 from tenants.models import Tenant
@@ -40,7 +40,7 @@ _SETS: Final = {"set": "text", "migrations": "text"}
 _STEPS: Final = {"positions": "int[]", "states": "text[]", "seconds": "float8[]", "agos": "float8[]"}
 
 # The rollouts' rows are locked, so that one that is being paused starts nothing that was chosen before. Last in the row
-# is what the tenant's last run has left, if that has succeeded.
+# is what the tenant's last run has left, if that has migrated it as Django does.
 CLAIM: Final = Statement(
     "claim_runs",
     f"""
@@ -56,7 +56,9 @@ CLAIM: Final = Statement(
        AND (r.state <> %(pending)s
             OR NOT EXISTS (SELECT FROM rollout o WHERE o.id = r.rollout_id AND o.state <> ALL(%(starting)s)))
     RETURNING {_columns_of(MigrationRun, "r")}, {_columns_of(Tenant, "t")},
-              (SELECT CASE WHEN b.state = %(succeeded)s THEN b.applied_after_id END FROM {_RUN} b
+              (SELECT CASE WHEN b.state = %(succeeded)s AND b.action = %(migrate)s AND NOT b.options ?| %(recording)s
+                           THEN b.applied_after_id END
+                 FROM {_RUN} b
                 WHERE b.tenant_id = r.tenant_id AND b.applied_after_id IS NOT NULL ORDER BY b.id DESC LIMIT 1)
 """,  # noqa: S608 - names of our own tables
     {
@@ -67,6 +69,8 @@ CLAIM: Final = Statement(
         "pending": "text",
         "starting": "text[]",
         "succeeded": "text",
+        "migrate": "text",
+        "recording": "text[]",
     },
 )
 # Kept by its name before anything refers to it; thousands of tenants stand at a few sets.
@@ -219,6 +223,8 @@ def claim_all(run_ids: Sequence[int], *, lease: float) -> list[MigrationRun]:
         "pending": RunState.PENDING,
         "starting": list(STARTING_ROLLOUT_STATES),
         "succeeded": RunState.SUCCEEDED,
+        "migrate": Action.MIGRATE,
+        "recording": list(RECORDING),
     }
     claimed = [_claimed(row) for row in fetch_rows(CLAIM, {**values, **states})]
     return sorted(claimed, key=lambda run: run_ids.index(run.pk))

@@ -1,7 +1,7 @@
 from collections.abc import Mapping
 from functools import reduce
 from operator import or_
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Final, Self
 
 from django.db import models
 from django.db.models import Q
@@ -35,6 +35,10 @@ class Action(models.TextChoices):
     RESET = "reset"
     REFRESH = "refresh"
     REPAIR = "repair"
+
+
+# Options with which a run leaves applied what receivers of post_migrate were not told of.
+RECORDING: Final = ("fake", "fake_initial", "prune")
 
 
 class RepairWay(models.TextChoices):
@@ -194,7 +198,8 @@ class MigrationRun(models.Model):
     message = models.CharField(max_length=1000, blank=True)
     findings = models.JSONField(default=list, blank=True, help_text="What the run left that is worth knowing.")
 
-    # Of one that was just claimed: the fingerprint of what the tenant's last run has left, if that has succeeded.
+    # Of one that was just claimed: the fingerprint of what the tenant's last run has left, if that has succeeded, and
+    # receivers of post_migrate were told of all of it.
     left_before: str | None = None
 
     objects = MigrationRunQuerySet.as_manager()

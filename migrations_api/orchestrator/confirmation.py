@@ -7,7 +7,7 @@ from functools import partial
 from typing import Final
 
 from django.db import transaction
-from django.db.models import F, OuterRef, Subquery
+from django.db.models import F, OuterRef, Q, Subquery
 from django.db.models.functions import Now
 
 from migrations_api.dispatch.base import Emit
@@ -16,6 +16,7 @@ from migrations_api.events import RunStarted
 from migrations_api.exceptions import PlanError
 from migrations_api.executor import Options
 from migrations_api.models import Action, AppliedSet, MigrationRun, Rollout, TenantObservation
+from migrations_api.models.runs import RECORDING
 from migrations_api.orchestrator.fleet import observe, plan_once
 from migrations_api.orchestrator.requests import target_of
 from migrations_api.orchestrator.sources import source_for
@@ -32,9 +33,9 @@ Plans = dict[tuple[str, str], Plan | PlanError]
 def confirm_up_to_date(rollout: Rollout, *, emit: Emit) -> int:
     """End those of the rollout's open runs for which there is nothing to do; returns how many.
 
-    Only where the tenant's last run has succeeded and left it as it is now: otherwise something is left to be done,
-    were it only that receivers of post_migrate were not told. Tenants with a database of their own are left to the
-    workers, which connect to them side by side.
+    Only where the tenant's last run has migrated it, has succeeded and left it as it is now: otherwise something is
+    left to be done, were it only that receivers of post_migrate were not told. Tenants with a database of their own are
+    left to the workers, which connect to them side by side.
     """
     asked = Options(**rollout.options)
     if rollout.action != Action.MIGRATE or asked != Options(allow_backwards=asked.allow_backwards):
@@ -50,14 +51,18 @@ def confirm_up_to_date(rollout: Rollout, *, emit: Emit) -> int:
 def _batches(rollout: Rollout) -> Iterator[Sequence[MigrationRun]]:
     """Those whose tenant stands where its last run left it, as far as is known without asking it."""
     last = MigrationRun.objects.filter(tenant=OuterRef("tenant"), applied_after__isnull=False).order_by("-pk")
+    all_told = Q(state=RunState.SUCCEEDED, action=Action.MIGRATE) & ~Q(options__has_any_keys=RECORDING)
     pending = (
         rollout.runs.filter(state=RunState.PENDING, wave__lte=rollout.open_wave, attempt=0)
         .exclude(tenant__isolation=Isolation.DATABASE)
         .filter(tenant__held_at=None)
         .filter(tenant__observation__partial=False, tenant__observation__error_code="")
         # As annotations, these would be found once more for what is selected.
-        .alias(last_state=Subquery(last.values("state")[:1]), last_left=Subquery(last.values("applied_after")[:1]))
-        .filter(last_state=RunState.SUCCEEDED, last_left=F("tenant__observation__applied"))
+        .alias(
+            is_all_told=Subquery(last.annotate(is_all_told=all_told).values("is_all_told")[:1]),
+            last_left=Subquery(last.values("applied_after")[:1]),
+        )
+        .filter(is_all_told=True, last_left=F("tenant__observation__applied"))
         .annotate(left=F("tenant__observation__applied"))
         .select_related("tenant")
         .only("tenant", "rollout", "state", "error_code", "failed_step", "message")
