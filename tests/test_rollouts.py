@@ -18,6 +18,7 @@ from psycopg2 import sql
 from migrations_api import exceptions
 from migrations_api.dispatch.base import Terms
 from migrations_api.dispatch.parallel import ParallelDispatcher, _Inbox
+from migrations_api.dispatch.sequential import SequentialDispatcher
 from migrations_api.events import Event, RunEnded, RunStarted, StepStarted
 from migrations_api.executor import Options
 from migrations_api.models import MigrationRun, Rollout, records
@@ -474,6 +475,34 @@ def carry_out_all(dispatcher: ParallelDispatcher, run_ids: Iterable[int]) -> Non
     while rest or dispatcher.held:
         dispatcher.submit([rest.popleft() for _ in range(min(len(rest), dispatcher.free))])
         dispatcher.wait(1)
+
+
+@pytest.mark.parametrize("stops", [False, True])
+def test_sequential__what_is_left_of_a_share_comes_next_unless_it_is_to_stop(stops: bool) -> None:
+    calls: list[list[int]] = []
+    told_to_stop: list[bool] = []
+
+    def work(run_ids: Sequence[int], *, leave: Callable[[list[int]], None], **options: Any) -> None:
+        calls.append([*run_ids])
+        if len(run_ids) > 1:
+            leave([*run_ids[1:]])
+            told_to_stop.append(stops)
+
+    dispatcher = SequentialDispatcher(
+        Terms(
+            work=work,
+            max_concurrency=1,
+            emit=lambda event: None,
+            should_stop=lambda: any(told_to_stop),
+            on_lost=lambda run_id: None,
+            looks_ahead=True,
+        )
+    )
+    # Until it is known how quick they are, each by itself.
+    dispatcher.submit(range(1, 20))
+    share = next(call for call in calls if len(call) > 1)
+    behind = calls[calls.index(share) + 1 :]
+    assert behind[: len(share) - 1] == ([] if stops else [[run_id] for run_id in share[1:]])
 
 
 def test_parallel__a_lost_worker_takes_all_of_its_share_along(tmp_path: Path) -> None:

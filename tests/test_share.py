@@ -145,9 +145,11 @@ def test_share__is_claimed_by_one_statement_and_ended_by_one(
     assert sent == ["claim_runs", *["begin_run"] * 8, "end_runs"]
 
 
+@pytest.mark.parametrize("attempts", [1, 5])
 def test_share__a_tenant_that_somebody_works_on_is_left_and_not_waited_for(
-    scripted: Callable[..., list[Tenant]], worker: Worker
+    scripted: Callable[..., list[Tenant]], worker: Worker, settings: Any, attempts: int
 ) -> None:
+    settings.TENANT_MIGRATIONS = {**settings.TENANT_MIGRATIONS, "attempts": attempts}
     tenants = scripted(3)
     runs = ask(*tenants)
     busy = tenants[1]

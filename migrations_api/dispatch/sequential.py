@@ -1,3 +1,4 @@
+from collections import deque
 from collections.abc import Sequence
 
 from migrations_api.dispatch.base import Terms
@@ -24,12 +25,13 @@ class SequentialDispatcher:
         return frozenset()
 
     def submit(self, run_ids: Sequence[int]) -> None:
-        rest = list(run_ids)
-        while rest and not (self._terms.looks_ahead and self._terms.should_stop()):
-            share = rest[: self._pace.share]
-            del rest[: len(share)]
-            for run_id in self._work(share):
-                self._work([run_id])
+        rest, alone = deque(run_ids), deque[int]()
+        while (alone or rest) and not (self._terms.looks_ahead and self._terms.should_stop()):
+            if alone:
+                self._work([alone.popleft()])
+            else:
+                share = [rest.popleft() for _ in range(min(self._pace.share, len(rest)))]
+                alone.extend(self._work(share))
 
     def _work(self, run_ids: Sequence[int]) -> list[int]:
         """Returns those that are left to be carried out by themselves."""

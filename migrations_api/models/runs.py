@@ -140,7 +140,8 @@ class MigrationRunQuerySet(models.QuerySet["MigrationRun"]):
     def held_as(self, attempts: Mapping[int, int]) -> Self:
         """Those of the runs whose newest attempt that still is."""
         numbers = {number: [pk for pk, each in attempts.items() if each == number] for number in attempts.values()}
-        return self.filter(reduce(or_, (Q(pk__in=pks, attempt=number) for number, pks in numbers.items())))
+        held = (Q(pk__in=pks, attempt=number) for number, pks in numbers.items())
+        return self.filter(reduce(or_, held, Q(pk__in=[])))
 
     def held_by(self, run_id: int, attempt: int) -> Self:
         """The run, while that attempt is its newest: the attempt number is a fencing token."""

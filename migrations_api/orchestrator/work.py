@@ -83,7 +83,8 @@ def attempt(
         return None
     except ServiceError as error:
         failure = failure_of(error)
-        if _passes(error, failure) and not last:
+        # What is not waited for here is left to an attempt that does.
+        if _passes(error, failure) and not (last and waits):
             return failure
         recorder.finish(_end_of(error, run), failure)
         return None
