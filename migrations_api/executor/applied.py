@@ -11,6 +11,7 @@ from django.db.migrations.recorder import MigrationRecorder
 from django.utils.timezone import now
 from psycopg2 import sql
 
+from migrations_api.executor.statements import OwnStatement
 from migrations_api.plan import Applied
 
 TABLE = "django_migrations"
@@ -62,24 +63,28 @@ class TenantRecorder(MigrationRecorder):
         return dict.fromkeys(self.applied_keys())
 
     @contextmanager
-    def sent_with(self, script: str, *, looks: bool = False) -> Iterator[list[Applied]]:
+    def sent_with(self, script: str = "", *, asking: sql.Composable | None = None) -> Iterator[list[tuple[Any, ...]]]:
         """Rows recorded inside are sent as one message behind the script, which PostgreSQL makes one transaction of.
 
-        With `looks`, that transaction says at its end what is applied, which is in the list afterwards.
+        What is asked at its end is in the list afterwards.
         """
-        seen: list[Applied] = []
+        answer: list[tuple[Any, ...]] = []
         self._behind = [sql.SQL(script)] if script else []
         try:
-            yield seen
+            yield answer
             statements = self._behind
         finally:
             self._behind = None
-        if looks:
-            statements.append(sql.SQL("SELECT ") + applied_text(self._table))
+        if asking is not None:
+            statements.append(asking)
         with self.connection.cursor() as cursor:
-            cursor.execute(sql.SQL(";\n").join(statements))
-            if looks:
-                seen.append(applied_of(cursor.fetchone()[0]))
+            cursor.execute(OwnStatement(sql.SQL(";\n").join(statements)))
+            if asking is not None:
+                answer.extend(cursor.fetchall())
+
+    def looking(self) -> sql.Composed:
+        """Asks what is applied; the only value of its answer, applied_of() reads."""
+        return sql.SQL("SELECT ") + applied_text(self._table)
 
     def record_applied(self, app: str, name: str) -> None:
         values = sql.SQL(", ").join(map(sql.Literal, (app, name, now())))
@@ -88,7 +93,7 @@ class TenantRecorder(MigrationRecorder):
             self._behind.append(statement)
             return
         with self.connection.cursor() as cursor:
-            cursor.execute(statement)
+            cursor.execute(OwnStatement(statement))
 
     def record_unapplied(self, app: str, name: str) -> None:
         with self.connection.cursor() as cursor:

@@ -2,11 +2,13 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Final
+from functools import lru_cache
+from typing import Any, Final
 
 from django.db.backends.base.base import BaseDatabaseWrapper
+from psycopg2 import sql
 
 # Whatever changes rows or definitions takes a lock on the relation that lasts until the end of the transaction, and
 # whatever drops another object one on that. A foreign key takes one on the table that it points to as well, which is
@@ -72,15 +74,16 @@ MADE_SQL: Final = f"""
 """  # noqa: S608 - nothing in it comes from outside
 
 # Names are looked up one by one, which costs a new session a fraction of a join. A name without a schema is visible
-# through the search_path; that of a relation which is gone is its number.
-STANDING_SQL: Final = """
-    SELECT current_schemas(false)::text[], current_user::text, l.classid::regclass::text,
+# through the search_path; that of a relation which is gone is its number. There is a row at least, since a transaction
+# has a lock on its own number; which of them count is told apart here, since to plan that costs more than to send them.
+STANDING: Final = sql.SQL("""
+    SELECT current_schemas(false)::text[], current_user::text, l.locktype, l.mode, l.classid::bigint,
            coalesce(l.relation, l.objid)::bigint, l.relation::regclass::text
-      FROM (SELECT 1) one LEFT JOIN pg_lock_status() l ON l.pid = pg_backend_pid() AND l.granted AND (
-           (l.locktype = 'relation' AND l.mode NOT IN ('AccessShareLock', 'RowShareLock'))
-        OR (l.locktype = 'object' AND l.mode = 'AccessExclusiveLock'
-            AND l.classid IN ('pg_namespace'::regclass, 'pg_proc'::regclass, 'pg_type'::regclass)))
-"""
+      FROM pg_lock_status() l WHERE l.pid = pg_backend_pid() AND l.granted
+""")
+READING: Final = {"AccessShareLock", "RowShareLock"}
+# The catalogs of what is dropped, by their numbers, which are the same on every server.
+OBJECTS: Final = {1247: "pg_type", 1255: "pg_proc", 2615: "pg_namespace"}
 QUALIFIED: Final = re.compile(r'(?P<schema>"(?:[^"]|"")+"|[^".]+)\.(?P<name>.+)', re.DOTALL)
 
 # A schema and what is in it; the schema itself has an empty name.
@@ -99,15 +102,29 @@ class Standing:
     dropped: Dropped
 
 
+@lru_cache(maxsize=256)
+def may_be_unlocked(statement: str) -> bool:
+    """Whether it may make, change or grant what it takes no lock on."""
+    return bool(UNLOCKED.search(statement))
+
+
 def standing(connection: BaseDatabaseWrapper) -> Standing:
     with connection.cursor() as cursor:
-        cursor.execute(STANDING_SQL)
-        found = cursor.fetchall()
+        cursor.execute(STANDING)
+        return standing_of(cursor.fetchall())
+
+
+def standing_of(found: Sequence[tuple[Any, ...]]) -> Standing:
+    """What the rows that STANDING returns say."""
     things, dropped = set[Thing](), Dropped()
-    for _, _, catalog, oid, name in found:
-        if name is None or name.isdigit():
-            if oid is not None:
-                dropped.setdefault(catalog or "pg_class", []).append(oid)
+    for _, _, kind, mode, catalog, oid, name in found:
+        if kind == "object":
+            if mode == "AccessExclusiveLock" and catalog in OBJECTS:
+                dropped.setdefault(OBJECTS[catalog], []).append(oid)
+        elif kind != "relation" or mode in READING:
+            continue
+        elif name is None or name.isdigit():
+            dropped.setdefault("pg_class", []).append(oid)
         elif qualified := QUALIFIED.fullmatch(name):
             things.add((_unquoted(qualified["schema"]), _unquoted(qualified["name"])))
     return Standing(path=tuple(found[0][0]), user=found[0][1], things=frozenset(things), dropped=dropped)

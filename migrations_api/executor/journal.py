@@ -13,7 +13,8 @@ from django.db.migrations.migration import Migration
 from django.db.migrations.operations import CreateModel, DeleteModel, RunSQL, SeparateDatabaseAndState
 from django.db.migrations.operations.base import Operation
 
-from migrations_api.executor.guard import UNLOCKED
+from migrations_api.executor.guard import may_be_unlocked
+from migrations_api.executor.statements import OwnStatement, text_of
 from tenants.driver_errors import sqlstate
 
 # What leaves nothing behind, unless a function that a SELECT calls does: in RunSQL, that is why it is there.
@@ -92,15 +93,19 @@ class JournalKeeper:
 
     def count(self, execute: Callable[..., Any], sql: Any, params: Any, many: bool, context: Any) -> Any:  # noqa: FBT001
         """A wrapper for the connection's statements."""
-        self.has_unlocked = self.has_unlocked or bool(UNLOCKED.search(str(sql)))
-        if not self._is_kept or self._changes_nothing(str(sql)):
+        # Whether the step was recorded, its record tells.
+        if isinstance(sql, OwnStatement):
+            return execute(sql, params, many, context)
+        statement = text_of(sql, context)
+        self.has_unlocked = self.has_unlocked or may_be_unlocked(statement)
+        if not self._is_kept or self._changes_nothing(statement):
             return execute(sql, params, many, context)
         self._begin(1)
         try:
             return execute(sql, params, many, context)
         except DatabaseError as error:
             # What the server refused is not done; without its answer nobody knows.
-            if self._has_answered(error) and not many and not may_commit(str(sql)):
+            if self._has_answered(error) and not many and not may_commit(statement):
                 self._begin(-1)
             raise
 

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from inspect import signature
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from django.db import transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -13,8 +13,17 @@ from django.db.migrations.executor import MigrationExecutor
 from django.db.migrations.migration import Migration
 from django.db.migrations.state import ProjectState
 
-from migrations_api.executor.applied import TenantRecorder
-from migrations_api.executor.guard import Standing, locked_things, made_things, named_things, outside, standing
+from migrations_api.executor.applied import TenantRecorder, applied_of
+from migrations_api.executor.guard import (
+    STANDING,
+    Standing,
+    locked_things,
+    made_things,
+    named_things,
+    outside,
+    standing,
+    standing_of,
+)
 from migrations_api.executor.journal import JournalKeeper, flush_deferred
 from migrations_api.executor.lending import isolated
 from migrations_api.executor.outcome import Observer, StepResult, StopRequested
@@ -94,16 +103,17 @@ class TenantMigrator(Planner):
         if script.messages and not self._applied:
             self.recorder.ensure_schema()
         may_record_more = bool(self.loader.replacements)
-        last, seen = next(reversed([*script.messages]), None), list[Applied]()
+        last, seen = next(reversed([*script.messages]), None), list[tuple[Any, ...]]()
         for key, message in script.messages.items():
             migration = self.loader.graph.nodes[key]
             with self._step(migration, backwards=False) as finish:
-                with self.recorder.sent_with(message, looks=key == last and not may_record_more) as seen:
+                looks = key == last and not may_record_more
+                with self.recorder.sent_with(message, asking=self.recorder.looking() if looks else None) as seen:
                     self._record(migration)
                 finish(faked=False)
         if may_record_more:
             self.check_replacements()
-        return seen[0] if seen else None
+        return applied_of(seen[0][0]) if seen else None
 
     def _follows(self, migration: Migration, rehearsal: Rehearsal) -> bool:
         """Whether it was carried out as for other tenants; behind a departure, nothing is known of them any more."""
@@ -138,9 +148,10 @@ class TenantMigrator(Planner):
                 flush_deferred(editor)
             if not tape.is_played_out():
                 raise Departure
-            if not rehearsal.is_harmless(migration):
-                self._require_own(migration)
-            self._record(migration)
+            if rehearsal.is_harmless(migration):
+                self._record(migration)
+            else:
+                self._settle(migration)
 
     @contextmanager
     def rehearsing(self, rehearsal: Rehearsal) -> Iterator[None]:
@@ -181,7 +192,7 @@ class TenantMigrator(Planner):
             state = told.apply(state, editor)
             with tape.running():
                 flush_deferred(editor)
-            self._settle(migration, self._record)
+            self._settle(migration)
         if self._rehearsal is not None:
             self._rehearsal.chain.passed(migration, state)
             if migration.atomic:
@@ -205,13 +216,21 @@ class TenantMigrator(Planner):
                 with self.connection.schema_editor(atomic=migration.atomic) as editor:
                     state = self._journaled(migration).unapply(state, editor)
                     flush_deferred(editor)
-                    self._settle(migration, self._forget)
+                    self._require_own(migration, standing(self.connection))
+                    self._forget(migration)
             finish(faked=fake)
         return state
 
-    def _settle(self, migration: Migration, record: Callable[[Migration], None]) -> None:
-        self._require_own(migration)
-        record(migration)
+    def _settle(self, migration: Migration) -> None:
+        """Record what was applied, unless it has reached others: where that can be taken back, in one message."""
+        # A role that it has changed to may not record anything.
+        if not migration.atomic or self._role:
+            self._require_own(migration, standing(self.connection))
+            self._record(migration)
+            return
+        with self.recorder.sent_with(asking=STANDING) as found:
+            self._record(migration)
+        self._require_own(migration, standing_of(found))
 
     def _record(self, migration: Migration) -> None:
         # Newer Djangos record a squashed migration beside what it replaces, 5.2 at the end of the run.
@@ -225,9 +244,8 @@ class TenantMigrator(Planner):
             self.recorder.record_unapplied(app_label, name)
         self.recorder.record_unapplied(migration.app_label, migration.name)
 
-    def _require_own(self, migration: Migration) -> None:
+    def _require_own(self, migration: Migration, found: Standing) -> None:
         """Before the commit, so that what is refused has not happened."""
-        found = standing(self.connection)
         if self._role and found.user != self._role:
             raise ServerError(
                 f"{migration.app_label}.{migration.name} changed the session's role: what follows would belong to "

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, Final
 
 from django.apps import AppConfig, apps
@@ -29,6 +29,7 @@ from migrations_api.executor.chain import Chain
 from migrations_api.executor.lending import Imprint, isolated
 from migrations_api.executor.model_types import RECEIVERS, ModelTypes, model_types
 from migrations_api.executor.script import OF_ONE_MODEL, Script, Statement, script_of
+from migrations_api.executor.statements import OwnStatement, text_of
 from migrations_api.executor.tape import SHARING
 from migrations_api.executor.verification import tables_of
 from migrations_api.plan import Key, MigrationSource, Plan, Planner
@@ -48,6 +49,11 @@ OF_SESSION: Final = re.compile(
     r"(?:SET(?!\s+(?:CONSTRAINTS|TRANSACTION)\b)|RESET|DISCARD|LOAD|LISTEN)\b|\bset_config\s*\(",
     re.IGNORECASE | re.DOTALL,
 )
+
+
+@lru_cache(maxsize=256)
+def speaks_of_session(statement: str) -> bool:
+    return bool(OF_SESSION.search(statement))
 
 
 class Rehearsal:
@@ -86,7 +92,7 @@ class Rehearsal:
 
     def listen(self, execute: Callable[..., Any], sql: Any, params: Any, many: bool, context: Any) -> Any:  # noqa: FBT001
         """A wrapper for the connection's statements."""
-        if isinstance(sql, str) and OF_SESSION.search(sql):
+        if not isinstance(sql, OwnStatement) and speaks_of_session(text_of(sql, context)):
             self._speaks_of_session = True
         return execute(sql, params, many, context)
 
