@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from django.db.backends.postgresql.base import DatabaseWrapper
 from psycopg2 import sql
@@ -47,6 +47,18 @@ class HomeFacts:
     @property
     def has_record(self) -> bool:
         return self.is_djangos is not None
+
+
+class Inquiry(Protocol):
+    """What whoever works in a session wants done and to know at once, in the first message that is the tenant's."""
+
+    def statements(self, connection: DatabaseWrapper) -> sql.Composable:
+        """Sent before the question; each ends with a semicolon."""
+
+    def expressions(self, home: HomeFacts) -> Sequence[sql.Composable]:
+        """Of the question, which follows; its snapshot is newer only where transactions are read committed."""
+
+    def answered(self, values: Sequence[Any]) -> None: ...
 
 
 # No catalog is read, and nothing is cast: a new session has none of it at hand.
@@ -102,6 +114,14 @@ def check_session(
     )
     _require_trusted(tenant, facts, connection, writable=writable)
     return values
+
+
+def inquire(connection: DatabaseWrapper, inquiry: Inquiry, home: HomeFacts) -> None:
+    """In a session that has passed every check."""
+    with connection.cursor() as cursor:
+        asked = sql.SQL(", ").join(inquiry.expressions(home))
+        cursor.execute(inquiry.statements(connection) + sql.SQL("SELECT ") + asked)
+        inquiry.answered(cursor.fetchone())
 
 
 def check_home(

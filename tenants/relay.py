@@ -6,10 +6,10 @@ that is empty, so that whatever would speak in it between two tenants, or after 
 """
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import psycopg2
 from django.db import Error as DatabaseError
@@ -23,7 +23,7 @@ from tenants.driver_errors import translated
 from tenants.exceptions import ServerUnreachable
 from tenants.kept import Kept
 from tenants.models import Tenant
-from tenants.preflight import HomeFacts, check_home, check_session
+from tenants.preflight import HomeFacts, Inquiry, check_home, check_session
 from tenants.servers import DatabaseSettings
 from tenants.sessions import refuse_reconnect, search_path, session_settings
 from tenants.watch import OwnSession, Watch, watch_of
@@ -38,18 +38,6 @@ OPENING: Final = sql.SQL(
 )
 
 
-class Inquiry(Protocol):
-    """What whoever takes the session over wants done and to know at once, in the message that makes it the tenant's."""
-
-    def statements(self) -> sql.Composable:
-        """Sent before the question; each ends with a semicolon."""
-
-    def expressions(self, home: HomeFacts) -> Sequence[sql.Composable]:
-        """Of the question, which follows; its snapshot is newer only where transactions are read committed."""
-
-    def answered(self, values: Sequence[Any]) -> None: ...
-
-
 class Relay:
     """Connects when it is first needed, and again when it is worn out or was lost."""
 
@@ -58,10 +46,6 @@ class Relay:
         self._raw: Any = None
         self._tenants = 0
         self._steps = 0
-
-    @property
-    def database(self) -> str:
-        return str(self._settings["NAME"])
 
     def is_with(self, settings: DatabaseSettings) -> bool:
         return self._settings == settings
@@ -166,7 +150,7 @@ def _become(
     if inquiry is None:
         check_session(tenant, connection, writable=True, opening=opening)
     else:
-        opening += inquiry.statements()
+        opening += inquiry.statements(connection)
         asked = inquiry.expressions(home)
         inquiry.answered(check_session(tenant, connection, writable=True, opening=opening, asked=asked))
     return connection

@@ -13,7 +13,7 @@ from tenants.conf import load_conf
 from tenants.driver_errors import translated
 from tenants.exceptions import AuthenticationFailed, PermissionDenied, ServerUnreachable
 from tenants.models import Tenant
-from tenants.preflight import check_home, check_session
+from tenants.preflight import HomeFacts, Inquiry, check_home, check_session, inquire
 from tenants.servers import KEEPALIVES, DatabaseSettings
 from tenants.watch import OwnSession, Watch
 
@@ -67,7 +67,13 @@ def _escaped(value: str) -> str:
 
 @contextmanager
 def tenant_session(
-    tenant: Tenant, *, application_name: str, writable: bool = True, watch: Watch | None = None
+    tenant: Tenant,
+    *,
+    application_name: str,
+    writable: bool = True,
+    watch: Watch | None = None,
+    inquiry: Inquiry | None = None,
+    home: HomeFacts | None = None,
 ) -> Iterator[DatabaseWrapper]:
     """A new connection to the tenant that has passed every check; closed afterwards.
 
@@ -82,7 +88,10 @@ def tenant_session(
         _connect(connection, tenant)
         with translated():
             check_session(tenant, connection, writable=writable)
-            check_home(tenant, connection, watch or OwnSession(connection), writable=writable)
+            reader = watch or OwnSession(connection)
+            home = check_home(tenant, connection, reader, writable=writable, facts=home)
+            if inquiry is not None:
+                inquire(connection, inquiry, home)
         # A silent reconnect would be a session without the lock that its work is done under.
         connection.connect = refuse_reconnect  # type: ignore[method-assign]
         yield connection

@@ -1,8 +1,9 @@
-"""What is done and asked the moment that a session which is passed on becomes a tenant's, all in one message."""
+"""What is done and asked the moment that a session becomes a tenant's, all in one message."""
 
 from collections.abc import Sequence
 from typing import Any, Final
 
+from django.db.backends.postgresql.base import DatabaseWrapper
 from psycopg2 import sql
 
 from migrations_api.executor import lock
@@ -12,6 +13,7 @@ from migrations_api.plan import Applied, Marks
 from tenants.preflight import HomeFacts
 
 ISOLATION: Final = sql.SQL("current_setting('transaction_isolation')")
+IS_THERE: Final = sql.SQL("to_regclass(quote_ident({}) || '.' || quote_ident({})) IS NOT NULL")
 
 
 class Entry:
@@ -20,22 +22,26 @@ class Entry:
     `found` is what is applied, and the marks; None where they were not read under the lock, and are to be asked again.
     """
 
-    def __init__(self, database: str, schema: str) -> None:
-        self._database = database
+    def __init__(self, schema: str) -> None:
         self._schema = schema
         self.is_locked = False
         self.found: tuple[Applied, Marks] | None = None
 
-    def statements(self) -> sql.Composable:
-        return lock.attempt(self._database, self._schema)
+    def statements(self, connection: DatabaseWrapper) -> sql.Composable:
+        return lock.attempt(connection.settings_dict["NAME"], self._schema)
 
     def expressions(self, home: HomeFacts) -> Sequence[sql.Composable]:
-        applied = applied_text(sql.Identifier(self._schema, TABLE)) if home.has_record else sql.NULL
-        return lock.ATTEMPTED, ISOLATION, applied, *marks_of(self._schema)
+        record: tuple[sql.Composable, sql.Composable]
+        if home.has_record:
+            record = sql.SQL("false"), applied_text(sql.Identifier(self._schema, TABLE))
+        else:
+            # Whoever had the lock until now may have made it.
+            record = IS_THERE.format(sql.Literal(self._schema), sql.Literal(TABLE)), sql.NULL
+        return lock.ATTEMPTED, ISOLATION, *record, *marks_of(self._schema)
 
     def answered(self, values: Sequence[Any]) -> None:
-        locked, isolation, applied, permissions, content_types = values
+        locked, isolation, is_new, applied, permissions, content_types = values
         self.is_locked = locked == "true"
         # In any other, what was asked is from before the lock.
-        if self.is_locked and isolation == "read committed":
+        if self.is_locked and isolation == "read committed" and not is_new:
             self.found = applied_of(applied), (int(permissions), int(content_types))

@@ -28,6 +28,7 @@ from migrations_api.executor.verification import (
     absent_tables,
     faults,
     first_tables,
+    left_behind,
     present_tables,
     tables_of,
 )
@@ -93,7 +94,7 @@ def execute(
     )
     relay = relay_of(tenant) if options.is_plain and may_be_passed_on(source) else None
     if relay is not None:
-        entry = Entry(relay.database, tenant.schema_name)
+        entry = Entry(tenant.schema_name)
         with relay.session(
             tenant, application_name=application_name, watch=work.watch, inquiry=entry, home=home
         ) as connection:
@@ -101,8 +102,11 @@ def execute(
             relay.wear(steps=len(outcome.results) if outcome else 0)
         if outcome is not None:
             return outcome
-    with tenant_session(tenant, application_name=application_name, watch=work.watch) as connection:
-        return work.carry_out(connection)
+    entry = Entry(tenant.schema_name)
+    with tenant_session(
+        tenant, application_name=application_name, watch=work.watch, inquiry=entry, home=home
+    ) as connection:
+        return work.carry_out(connection, entry)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,19 +126,19 @@ class _Work:
     def carry_out_in_passing(self, connection: DatabaseWrapper, entry: Entry) -> Outcome | None:
         """In a session that is passed on; None, with nothing done, where the tenant needs one of its own."""
         # The session lets go of the lock as it is made new for the next tenant.
-        with nullcontext() if entry.is_locked else self._locked(connection):
+        with nullcontext() if entry.is_locked else self._locked(connection, entry):
             course = self._course(connection, *(entry.found or self._found(connection)))
             if course.script is None and not course.rehearsal.may_be_passed_on:
                 return None
             return self._execute(connection, course)
 
-    def carry_out(self, connection: DatabaseWrapper) -> Outcome:
-        with self._locked(connection):
-            return self._execute(connection, self._course(connection, *self._found(connection)))
+    def carry_out(self, connection: DatabaseWrapper, entry: Entry) -> Outcome:
+        with self._locked(connection, entry):
+            return self._execute(connection, self._course(connection, *(entry.found or self._found(connection))))
 
-    def _locked(self, connection: DatabaseWrapper) -> AbstractContextManager[None]:
-        database = connection.settings_dict["NAME"]
-        return tenant_lock(connection, database=database, schema=self.tenant.schema_name, wait=self.lock_wait)
+    def _locked(self, connection: DatabaseWrapper, entry: Entry) -> AbstractContextManager[None]:
+        database, schema = connection.settings_dict["NAME"], self.tenant.schema_name
+        return tenant_lock(connection, database=database, schema=schema, wait=self.lock_wait, is_held=entry.is_locked)
 
     def _execute(self, connection: DatabaseWrapper, course: "_Course") -> Outcome:
         self._require_allowed(connection, course.plan)
@@ -337,8 +341,7 @@ class _Execution:
     def _verified(self) -> Outcome:
         """Success only if the catalog agrees: each step recorded, its tables there, no index left invalid."""
         with translated():
-            broken = self._faults(self._reader)
-            absent = absent_tables(self._reader, self.tenant.schema_name, self.tables)
+            broken, absent = self._left_behind()
             after = self._applied_at_end() if self.after is None else self.after
         if broken.invalid_indexes:
             failure = Failure(code="invalid_index", error_class="", message=_invalid_message(broken.invalid_indexes))
@@ -354,6 +357,14 @@ class _Execution:
             failure = Failure(code="not_recorded", error_class="", message=f"Not recorded: {', '.join(missing)}.")
             return self._outcome(End.PARTIAL, failure, after=after)
         return self._outcome(End.SUCCEEDED, None, after=after, unvalidated=broken.unvalidated)
+
+    def _left_behind(self) -> tuple[Faults, list[str]]:
+        """Faults that were not there before this run, and tables of it that are not there."""
+        schema = self.tenant.schema_name
+        if self.faults_before is None:
+            return Faults(), absent_tables(self._reader, schema, self.tables)
+        found, absent = left_behind(self._reader, schema, self.tables)
+        return found.since(self.faults_before), absent
 
     def _applied_at_end(self) -> Applied:
         if self.plan.applied or self.plan.steps:

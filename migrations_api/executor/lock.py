@@ -51,15 +51,17 @@ def attempt(database: str, schema: str) -> sql.Composed:
 
 
 @contextmanager
-def tenant_lock(connection: BaseDatabaseWrapper, *, database: str, schema: str, wait: float) -> Iterator[None]:
-    """Hold the tenant's lock; raises TenantLocked, naming the holder, after `wait` seconds.
+def tenant_lock(
+    connection: BaseDatabaseWrapper, *, database: str, schema: str, wait: float, is_held: bool = False
+) -> Iterator[None]:
+    """Hold the tenant's lock, which the session may have by attempt(); raises TenantLocked after `wait` seconds.
 
     Polls: a session that waits in pg_advisory_lock() holds a snapshot, for which the holder's CREATE INDEX CONCURRENTLY
     waits in turn.
     """
     key = lock_key(database, schema)
     deadline = time.monotonic() + wait
-    while not _try_lock(connection, key):
+    while not is_held and not _try_lock(connection, key):
         if time.monotonic() >= deadline:
             raise TenantLocked(
                 f"Schema '{schema}' of database '{database}' is being migrated by {_holder(connection, key)}."

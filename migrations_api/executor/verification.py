@@ -36,6 +36,16 @@ PRESENT: Final = Question(
      WHERE to_regclass(quote_ident(%s) || '.' || quote_ident(name)) IS NOT NULL
 """,
 )
+# Both at once: what a run has left.
+LEFT: Final = Question(
+    name="left_behind",
+    types=("text", "text[]", "text"),
+    statement=f"""{FAULTS.statement}
+    UNION ALL
+    SELECT 'absent', name FROM unnest(%s::text[]) AS name
+     WHERE to_regclass(quote_ident(%s) || '.' || quote_ident(name)) IS NULL
+""",  # noqa: S608 - both are our own
+)
 VALID_SQL: Final = """
     SELECT i.indisvalid FROM pg_index i WHERE i.indexrelid = to_regclass(quote_ident(%s) || '.' || quote_ident(%s))
 """
@@ -61,7 +71,17 @@ class Faults:
 
 def faults(reader: Reader, schema: str) -> Faults:
     """An index that CREATE INDEX CONCURRENTLY left half-built is maintained but never used."""
-    found = reader.rows(FAULTS, schema)
+    return _faults(reader.rows(FAULTS, schema))
+
+
+def left_behind(reader: Reader, schema: str, tables: Iterable[str]) -> tuple[Faults, list[str]]:
+    """The faults, and which of the tables the schema does not have."""
+    found = reader.rows(LEFT, schema, sorted(tables), schema)
+    return _faults(found), sorted(name for kind, name in found if kind == "absent")
+
+
+def _faults(found: Iterable[tuple[str, str]]) -> Faults:
+    found = list(found)
     return Faults(
         invalid_indexes=frozenset(name for kind, name in found if kind == "index"),
         unvalidated=frozenset(name for kind, name in found if kind == "constraint"),
