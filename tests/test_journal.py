@@ -10,7 +10,8 @@ from psycopg2 import sql
 from migrations_api.executor.journal import SESSION, may_commit
 from migrations_api.models import MigrationRun, RunStep
 from migrations_api.orchestrator.abandoned import settle_abandoned
-from migrations_api.orchestrator.recorder import Recorder
+from migrations_api.orchestrator.recorder import _Progress
+from tenants.binding import control_plane
 from tenants.models import Tenant
 from tests import catalog, halves
 from tests.halves import BEFORE, PLACES, STEP
@@ -162,21 +163,21 @@ def test_session__what_leaves_nothing_in_the_tenant(statement: str, of_the_sessi
     assert bool(SESSION.match(statement)) == of_the_session
 
 
-def test_beat__before_the_journal_tells_of_no_step(
+def test_beat__tells_of_no_step_without_its_journal(
     make_tenant: MakeTenant, code: Code, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of a step that runs and has no journal, nobody would know that nothing was sent."""
     code(m2=migration("m2", add_field("total"), atomic=False))
     [tenant] = standing_at_first(make_tenant, 1)
     seen = []
-    journal = Recorder._journal
+    started = _Progress.started
 
-    def beat_first(recorder: Recorder, step: Any, **place: int) -> None:
-        recorder.beat()
-        seen.append(RunStep.objects.filter(run=recorder.run, state="running").count())
-        journal(recorder, step, **place)
+    def beat_at_once(progress: _Progress, position: int, **kept: bool) -> None:
+        started(progress, position, **kept)
+        with control_plane():
+            progress.write(is_between_steps=False)
+            seen.extend(RunStep.objects.filter(state="running").values_list("operation", "statements"))
 
-    monkeypatch.setattr(Recorder, "_journal", beat_first)
+    monkeypatch.setattr(_Progress, "started", beat_at_once)
     assert migrate(tenant).state == "succeeded"
-    # Before the first one it has not begun; before the others it has.
-    assert seen[:2] == [0, 1]
+    assert seen == [(0, 0)]

@@ -5,8 +5,8 @@ All are conditional on the attempt, the fencing token: False means that the run 
 
 import json
 import time
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final, TypeVar
 
@@ -17,7 +17,7 @@ from psycopg2.extras import Json
 from migrations_api.models.fleet import TenantObservation
 from migrations_api.models.prepared import Statement, fetch_row, fetch_rows
 from migrations_api.models.runs import RECORDING, Action, AppliedSet, MigrationRun, Rollout, RunStep
-from migrations_api.plan import Applied, Plan, fingerprint
+from migrations_api.plan import Applied, Plan, Step, fingerprint
 from migrations_api.states import IN_FLIGHT_RUN_STATES, RUN_TRANSITIONS, STARTING_ROLLOUT_STATES, RunState, StepState
 from tenants.models import Tenant
 
@@ -109,7 +109,9 @@ BEGIN: Final = Statement(
 )
 _PROGRESS: Final = f"""
         UPDATE {_STEP} s
-           SET state = told.state, seconds = told.seconds, started_at = now() - told.ago * interval '1 second'
+           SET state = told.state, seconds = told.seconds, started_at = now() - told.ago * interval '1 second',
+               operation = CASE WHEN s.position = %(journaled)s THEN 0 ELSE s.operation END,
+               statements = CASE WHEN s.position = %(journaled)s THEN 0 ELSE s.statements END
           FROM mine, unnest(%(positions)s::int[], %(states)s::text[], %(seconds)s::float[], %(agos)s::float[])
                told (position, state, seconds, ago)
          WHERE s.run_id = mine.id AND s.position = told.position
@@ -123,7 +125,7 @@ PROGRESS: Final = Statement(
     ), progress AS ({_PROGRESS})
     SELECT cancel_requested FROM mine
 """,  # noqa: S608
-    _RUNS | _STEPS | {"in_flight": "text[]"},
+    _RUNS | _STEPS | {"in_flight": "text[]", "journaled": "int"},
 )
 JOURNAL: Final = Statement(
     "journal_run",
@@ -246,8 +248,8 @@ def _loaded(model: type[M], row: Sequence[Any]) -> M:
     return model.from_db(connection.alias, list(loaded), list(loaded.values()))
 
 
-def begin(run: MigrationRun, plan: Plan, *, steps: Collection[RunStep]) -> bool:
-    """Record the plan that is about to be carried out, and from where."""
+def begin(run: MigrationRun, plan: Plan, *, positions: Mapping[Step, int]) -> bool:
+    """Record the plan that is about to be carried out, and from where; of its steps, those that have a position."""
     return bool(
         _value(
             BEGIN,
@@ -257,18 +259,22 @@ def begin(run: MigrationRun, plan: Plan, *, steps: Collection[RunStep]) -> bool:
             marks=Json(list(plan.marks or ())),
             in_flight=list(IN_FLIGHT_RUN_STATES),
             pending=StepState.PENDING,
-            positions=[step.position for step in steps],
-            apps=[step.app_label for step in steps],
-            names=[step.name for step in steps],
-            backwards=[step.backwards for step in steps],
-            atomics=[step.atomic for step in steps],
+            positions=list(positions.values()),
+            apps=[step.app_label for step in positions],
+            names=[step.name for step in positions],
+            backwards=[step.backwards for step in positions],
+            atomics=[step.atomic for step in positions],
         )
     )
 
 
-def progress(run: MigrationRun, told: Sequence[StepProgress]) -> bool | None:
-    """Whether the run is to be canceled; None if it is no longer that attempt's."""
-    canceled: bool | None = _value(PROGRESS, run, in_flight=list(IN_FLIGHT_RUN_STATES), **_columns(told))
+def progress(run: MigrationRun, told: Sequence[StepProgress], *, journaled: int | None = None) -> bool | None:
+    """Whether the run is to be canceled; None if it is no longer that attempt's.
+
+    `journaled` is the position of a step whose journal begins with this: nothing of it has been sent.
+    """
+    values = {"in_flight": list(IN_FLIGHT_RUN_STATES), "journaled": journaled}
+    canceled: bool | None = _value(PROGRESS, run, **values, **_columns(told))
     return canceled
 
 
@@ -308,7 +314,7 @@ class RunEnd:
 
     def steps(self) -> list[dict[str, Any]]:
         late = time.monotonic() - self.at
-        return [{"run": self.run.pk, **asdict(step), "ago": step.ago + late} for step in self.told]
+        return [{"run": self.run.pk, **vars(step), "ago": step.ago + late} for step in self.told]
 
 
 def end_all(ends: Sequence[RunEnd]) -> set[int]:

@@ -48,8 +48,8 @@ class Recorder:
     A run that is stopped because `should_stop` says so is canceled, or becomes pending again with `requeues`; one that
     a user cancels is canceled.
 
-    What becomes of a step that is atomic, its tenant tells; so that is written every `PACE` seconds and at the end. Of
-    one that is not, each statement's record is written before the statement is sent.
+    What becomes of a step, its tenant tells, unless it is not atomic; so that is written every `PACE` seconds and at
+    the end. Of one that is not, each statement's record is written before the statement is sent.
     """
 
     def __init__(
@@ -112,10 +112,9 @@ class Recorder:
         if self.run.attempt > 1 and not pruning:
             last = self._drop_undone()
         positions = {} if pruning else {step: place for place, step in enumerate(plan.steps, last + 1)}
-        rows = [_row(self.run, step, place) for step, place in positions.items()]
         if self.run.applied_before_id is not None:
-            RunStep.objects.bulk_create(rows)
-        elif not records.begin(self.run, plan, steps=rows):
+            RunStep.objects.bulk_create(_row(self.run, step, place) for step, place in positions.items())
+        elif not records.begin(self.run, plan, positions=positions):
             raise AttemptLost
         self._positions = positions
         # Then what is applied does not tell how far the run has come.
@@ -148,19 +147,16 @@ class Recorder:
         self.tell(StepFinished, file=step.file, backwards=step.backwards, faked=False, seconds=0.0)
 
     def step_started(self, step: Step) -> None:
-        with control_plane():
-            if not step.atomic:
-                # First: of a step that runs and has no journal, nobody would know that nothing was sent. A beat, too,
-                # tells what has started.
-                self._journal(step, operation=0, statements=0)
-            self._progress.started(self._positions[step])
-            if not step.atomic or self._goes_both_ways or self._progress.is_due():
+        position = self._positions[step]
+        self._progress.started(position, has_journal=not step.atomic)
+        if not step.atomic or self._goes_both_ways or self._progress.is_due():
+            with control_plane():
                 self._progress.write()
         self.tell(StepStarted, file=step.file, backwards=step.backwards)
 
     def step_finished(self, result: StepResult) -> None:
         self._progress.ended(self._positions[result.step], _state_of(result), seconds=result.seconds)
-        if not result.step.atomic or self._goes_both_ways or self._progress.is_due():
+        if self._goes_both_ways or self._progress.is_due():
             with control_plane():
                 self._progress.write()
         self.tell(
@@ -307,12 +303,16 @@ class _Progress:
         self._begun: dict[int, float] = {}
         self._over: set[int] = set()
         self._news: dict[int, tuple[str, float | None]] = {}
+        self._journaled: int | None = None
         self._wrote_at = -PACE
 
-    def started(self, position: int) -> None:
+    def started(self, position: int, *, has_journal: bool = False) -> None:
+        """Of a step that runs and should have a journal, without one nobody would know that nothing was sent."""
         with self._lock:
             self._begun[position] = time.monotonic()
             self._news[position] = (StepState.RUNNING, None)
+            if has_journal:
+                self._journaled = position
 
     def ended(self, position: int, state: str, *, seconds: float | None) -> None:
         """Of one that has been told to have ended, nothing is news."""
@@ -347,11 +347,12 @@ class _Progress:
         What is learned in the middle of a step may be old by its end, and does not put off the next look.
         """
         with self._lock:
-            found = records.progress(self._run, self.told())
+            found = records.progress(self._run, self.told(), journaled=self._journaled)
             if found is None:
                 raise AttemptLost
             self.is_canceled = found
             self._news.clear()
+            self._journaled = None
             if is_between_steps:
                 self.wrote()
 
