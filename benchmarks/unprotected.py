@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import partial
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
@@ -22,6 +21,7 @@ from django.db import connections
 from psycopg2 import sql
 
 from benchmarks.processor import processor_time
+from migrations_api.dispatch.pace import Pace
 from migrations_api.executor import Options, execute, execution, repertoire
 from migrations_api.executor.applied import TABLE
 from migrations_api.executor.entry import Entry
@@ -31,6 +31,7 @@ from migrations_api.executor.verification import Faults, present_tables
 from migrations_api.models import MigrationRun
 from migrations_api.orchestrator.fleet import observe
 from migrations_api.orchestrator.requests import Request, request_run
+from migrations_api.orchestrator.share import work_on
 from migrations_api.orchestrator.sources import source_for
 from migrations_api.orchestrator.work import work
 from migrations_api.plan import Plan, Step, Target, plan_to
@@ -49,9 +50,9 @@ BEFORE = Target(app_label="orders", migration_name="0002_ledger_entry")
 PENDING = Target(app_label="orders", migration_name="0003_order_total")
 BEFORE_SCRIPT = Target(app_label="products", migration_name="0002_seed_categories")
 SCRIPT = Target(app_label="products", migration_name="0003_price_check")
-Carry = Callable[[], object]
-# Makes ready what carries out each tenant's part.
-Migrate = Callable[[Sequence[Tenant], Target], AbstractContextManager[Sequence[Carry]]]
+Carry = Callable[[Sequence[Tenant]], object]
+# Makes ready what carries out the part of some of the tenants.
+Migrate = Callable[[Sequence[Tenant], Target], AbstractContextManager[Carry]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,12 +87,12 @@ def unchecked_session(tenant: Tenant, *, application_name: str, **options: Any) 
 class Unlocked(Entry):
     """Only reads where the tenant stands."""
 
-    def statements(self) -> sql.Composable:
+    def statements(self, connection: Any) -> sql.Composable:
         return NOTHING
 
     def expressions(self, home: Any) -> Sequence[sql.Composable]:
-        _, isolation, applied, *_ = super().expressions(home)
-        return sql.Literal("true"), isolation, applied, sql.Literal(0), sql.Literal(0)
+        _, isolation, is_new, applied, *_ = super().expressions(home)
+        return sql.Literal("true"), isolation, is_new, applied, sql.Literal(0), sql.Literal(0)
 
 
 def home(tenant: Tenant, connection: Any, reader: Reader, **options: Any) -> SimpleNamespace:
@@ -142,7 +143,7 @@ def no_protocol() -> Iterator[None]:
             (relay, "check_home", home),
             (relay.Relay, "_of_the_driver", nothing),
             (relay.Relay, "_make_new", nothing),
-            (TenantMigrator, "_require_own", nothing),
+            (TenantMigrator, "_settle", TenantMigrator._record),
             (TenantMigrator, "_require_nothing_outside", nothing),
             (JournalKeeper, "count", execute_directly),
         ):
@@ -151,9 +152,13 @@ def no_protocol() -> Iterator[None]:
 
 
 @contextmanager
-def without(tenants: Sequence[Tenant], target: Target) -> Iterator[Sequence[Carry]]:
+def without(tenants: Sequence[Tenant], target: Target) -> Iterator[Carry]:
+    def carry_out(some: Sequence[Tenant]) -> None:
+        for tenant in some:
+            execute_alone(tenant, target)
+
     with no_protocol():
-        yield [partial(execute_alone, tenant, target) for tenant in tenants]
+        yield carry_out
 
 
 def execute_alone(tenant: Tenant, target: Target) -> None:
@@ -163,10 +168,21 @@ def execute_alone(tenant: Tenant, target: Target) -> None:
 
 
 @contextmanager
-def protected(tenants: Sequence[Tenant], target: Target) -> Iterator[Sequence[Carry]]:
+def protected(tenants: Sequence[Tenant], target: Target) -> Iterator[Carry]:
     """A worker's whole part of it: the claim, the lease and what is written at the end included."""
-    runs = [request_run(tenant, Request(target=target, via="api")) for tenant in tenants]
-    yield [partial(work, run.pk, emit=nothing, should_stop=lambda: False) for run in runs]
+    runs = {tenant.pk: request_run(tenant, Request(target=target, via="api")).pk for tenant in tenants}
+
+    def carry_out(some: Sequence[Tenant]) -> None:
+        run_ids = [runs[tenant.pk] for tenant in some]
+        work_on(run_ids, emit=nothing, should_stop=lambda: False, leave=no_longer_in_time)
+
+    yield carry_out
+
+
+def no_longer_in_time(run_ids: Sequence[int]) -> None:
+    """What a share leaves behind when it takes too long."""
+    for run_id in run_ids:
+        work(run_id, emit=nothing, should_stop=lambda: False)
 
 
 def emptied(tenants: Sequence[Tenant]) -> None:
@@ -178,16 +194,18 @@ def emptied(tenants: Sequence[Tenant]) -> None:
 
 
 def timed(migrate: Migrate, tenants: Sequence[Tenant], target: Target, server: int) -> Took:
-    """Of tenants of which nothing is known yet, in sessions that are not open yet."""
+    """Of tenants of which nothing is known yet, in sessions that are not open yet; as many at once as a worker gets."""
     repertoire.clear()
     close_kept()
-    took = []
-    with migrate(tenants, target) as parts:
+    took, pace, rest = list[float](), Pace(), list(tenants)
+    with migrate(tenants, target) as carry_out:
         processor = processor_time(server)
-        for carry_out in parts:
+        while rest:
+            some, rest = rest[: pace.share], rest[pace.share :]
             began = time.perf_counter()
-            carry_out()
-            took.append(time.perf_counter() - began)
+            carry_out(some)
+            took.extend([(time.perf_counter() - began) / len(some)] * len(some))
+            pace.ended(len(some))
         processor = processor_time(server) - processor
     require_migrated(tenants, target)
     return Took(wall=statistics.median(took), processor=processor / len(tenants))
@@ -222,9 +240,8 @@ def nothing_pending(migrate: Migrate, tenants: Sequence[Tenant], server: int) ->
 
 
 def take_back(tenants: Sequence[Tenant], target: Target) -> None:
-    with without(tenants, target) as parts:
-        for carry_out in parts:
-            carry_out()
+    with without(tenants, target) as carry_out:
+        carry_out(tenants)
 
 
 CASES = {

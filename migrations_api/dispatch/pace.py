@@ -3,11 +3,11 @@ from typing import Final
 
 # In seconds: how long what is chosen at a time may take. The shorter runs are, the more of them: reading the rows for
 # each anew would cost more than carrying it out.
-AHEAD: Final = 0.25
+AHEAD: Final = 0.5
 MOST: Final = 64
 # How many a worker is given at once, at the most, and in how many portions what is chosen at a time.
 SHARE: Final = 16
-PORTIONS: Final = 4
+PORTIONS: Final = 2
 
 
 class Pace:

@@ -244,13 +244,16 @@ class ParallelDispatcher:
 
     def _hand_out(self) -> None:
         while self._waiting and self._idle > 0:
-            self._idle_worker().submit(self._next_share())
+            worker = self._idle_worker()
+            worker.submit(self._next_share(most=self._per_worker - worker.done))
 
-    def _next_share(self) -> list[int]:
+    def _next_share(self, *, most: int) -> list[int]:
         if self._alone:
             return [self._alone.popleft()]
-        # None of those that are idle goes without.
-        size = min(self._pace.share, math.ceil(len(self._queue) / self._idle)) if self._terms.looks_ahead else 1
+        size = 1
+        if self._terms.looks_ahead:
+            # None of those that are idle goes without.
+            size = max(1, min(self._pace.share, math.ceil(len(self._queue) / self._idle), most))
         return [self._queue.popleft() for _ in range(size)]
 
     def _idle_worker(self) -> _Worker:
