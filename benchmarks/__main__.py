@@ -35,6 +35,7 @@ def main() -> None:
     of_protocol = benchmarks.add_parser("protocol", help=protocol.__doc__.splitlines()[0], description=protocol.__doc__)
     of_protocol.add_argument("--tenants", type=int, default=100)
     of_protocol.add_argument("--rounds", type=int, default=3)
+    of_protocol.add_argument("--apps", nargs="+", choices=protocol.SETS, default=[*protocol.SETS])
     of_protocol.set_defaults(measure=protocol.measure)
     of_rollouts = benchmarks.add_parser("rollouts", help=rollouts.__doc__.splitlines()[0], description=rollouts.__doc__)
     of_rollouts.add_argument("--tenants", type=int, default=200)

@@ -20,6 +20,7 @@ django.setup()
 from django.db import connections
 from psycopg2 import sql
 
+from benchmarks.peers.app_set import LAST
 from benchmarks.processor import processor_time
 from migrations_api.dispatch.pace import Pace
 from migrations_api.executor import Options, execute, execution, repertoire
@@ -46,10 +47,36 @@ from tenants.sessions import session_settings
 from tenants.watch import Reader
 
 WHOLE = Target()
-BEFORE = Target(app_label="orders", migration_name="0002_ledger_entry")
-PENDING = Target(app_label="orders", migration_name="0003_order_total")
-BEFORE_SCRIPT = Target(app_label="products", migration_name="0002_seed_categories")
-SCRIPT = Target(app_label="products", migration_name="0003_price_check")
+
+
+def _at(app: str, name: str) -> Target:
+    return Target(app_label=app, migration_name=name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """What tenants are brought to: from `before`, from nothing, or from where the last case has left them."""
+
+    before: Target | None = None
+    target: Target = WHOLE
+    is_empty: bool = False
+
+
+FROM_ZERO = Case(is_empty=True)
+# By the name of the set of apps.
+CASES = {
+    "thirty": {
+        "from zero": FROM_ZERO,
+        "one script": Case(before=_at("billing", "0007_entry_cause"), target=_at(*LAST[:2])),
+        "nothing to do": Case(),
+    },
+    "shop": {
+        "from zero": FROM_ZERO,
+        "one with data": Case(before=_at("orders", "0002_ledger_entry"), target=_at("orders", "0003_order_total")),
+        "one script": Case(before=_at("products", "0002_seed_categories"), target=_at("products", "0003_price_check")),
+        "nothing to do": Case(target=_at("products", "0003_price_check")),
+    },
+}
 Carry = Callable[[Sequence[Tenant]], object]
 # Makes ready what carries out the part of some of the tenants.
 Migrate = Callable[[Sequence[Tenant], Target], AbstractContextManager[Carry]]
@@ -220,23 +247,12 @@ def require_migrated(tenants: Sequence[Tenant], target: Target) -> None:
     assert not MigrationRun.objects.exclude(state="succeeded").exists()
 
 
-def from_zero(migrate: Migrate, tenants: Sequence[Tenant], server: int) -> Took:
-    emptied(tenants)
-    return timed(migrate, tenants, WHOLE, server)
-
-
-def one_pending(migrate: Migrate, tenants: Sequence[Tenant], server: int) -> Took:
-    take_back(tenants, BEFORE)
-    return timed(migrate, tenants, PENDING, server)
-
-
-def one_script(migrate: Migrate, tenants: Sequence[Tenant], server: int) -> Took:
-    take_back(tenants, BEFORE_SCRIPT)
-    return timed(migrate, tenants, SCRIPT, server)
-
-
-def nothing_pending(migrate: Migrate, tenants: Sequence[Tenant], server: int) -> Took:
-    return timed(migrate, tenants, SCRIPT, server)
+def measured(case: Case, migrate: Migrate, tenants: Sequence[Tenant], server: int) -> Took:
+    if case.is_empty:
+        emptied(tenants)
+    if case.before is not None:
+        take_back(tenants, case.before)
+    return timed(migrate, tenants, case.target, server)
 
 
 def take_back(tenants: Sequence[Tenant], target: Target) -> None:
@@ -244,31 +260,23 @@ def take_back(tenants: Sequence[Tenant], target: Target) -> None:
         carry_out(tenants)
 
 
-CASES = {
-    "from zero": from_zero,
-    "one with data": one_pending,
-    "one script": one_script,
-    "nothing to do": nothing_pending,
-}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--tenants", type=int, required=True)
     parser.add_argument("--rounds", type=int, required=True)
     parser.add_argument("--server", type=int, required=True, help="The server's process id.")
+    parser.add_argument("--apps", choices=CASES, required=True)
     options = parser.parse_args()
     tenants = [
         create_tenant(tenant_id=f"t{n}", name="", isolation=Isolation.SCHEMA, database="shop")
         for n in range(options.tenants)
     ]
-    print(f"{options.tenants} schema tenants, one after the other; the best of {options.rounds} rounds, milliseconds")
-    for name, measure in CASES.items():
+    for name, case in CASES[options.apps].items():
         rounds: dict[Migrate, list[Took]] = {without: [], protected: []}
         for number in range(options.rounds):
             # In turn, so that what else goes on in the machine meets both.
             for migrate in (without, protected) if number % 2 else (protected, without):
-                rounds[migrate].append(measure(migrate, tenants, options.server))
+                rounds[migrate].append(measured(case, migrate, tenants, options.server))
         for kind in ("wall", "processor"):
             off, on = (min(getattr(took, kind) for took in each) * 1000 for each in rounds.values())
             print(f"  {name:<14} {kind:<10} without {off:8.1f}   with {on:8.1f}   {on / off:5.2f} x")

@@ -1,7 +1,6 @@
 """The tools that are compared: what each needs before it is measured, and how it is started then."""
 
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,10 +146,9 @@ class Own:
             "TENANT_APPS": ",".join(bench.workload.apps),
             "TENANT_SCHEMA_TEMPLATE": "{tenant_id}",
         }
-        start: list[str | Path] = [sys.executable, "manage.py"]
+        start: list[str | Path] = [plain_python(bench.workload), "manage.py"]
         if bench.workload.requirements:
-            python = environment(f"own-{bench.workload.name}", [*own_requirements(), *bench.workload.requirements])
-            start = [python, "-m", "django"]
+            start[1:] = ["-m", "django"]
             environment_of["DJANGO_SETTINGS_MODULE"] = "own_settings"
         return Command(arguments=[*start, *arguments], environment=environment_of, cwd=ROOT)
 
@@ -301,7 +299,7 @@ class SqlAlone:
         elif case == "pending":
             batches = [pending_batch(truth)]
         work = {"dsn": bench.server.url(), "homes": fleet.homes, "batches": batches}
-        arguments = [sys.executable, "-m", "benchmarks.peers.replay"]
+        arguments = [plain_python(bench.workload), "-m", "benchmarks.peers.replay"]
         return [Command(arguments=arguments, cwd=ROOT, given=json.dumps(work))]
 
 
@@ -311,9 +309,8 @@ TOOLS: dict[str, Tool] = {
 }
 
 
-def plain_python(workload: Workload) -> str | Path:
-    if not workload.requirements:
-        return sys.executable
+def plain_python(workload: Workload) -> Path:
+    """One with what the service needs, as it is installed, and what the tenants' apps do."""
     return environment(f"own-{workload.name}", [*own_requirements(), *workload.requirements])
 
 

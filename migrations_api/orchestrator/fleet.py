@@ -177,12 +177,12 @@ def _observe_database(settings: DatabaseSettings, tenants: Sequence[Tenant]) -> 
 
 def _observe_schemas(cursor: CursorWrapper, tenants: Sequence[Tenant]) -> Iterator[tuple[str, Observation]]:
     # A table that somebody has locked must not keep the rest of the fleet from being seen.
-    cursor.execute("SELECT set_config('lock_timeout', %s, false)", [LOCK_TIMEOUT])
     cursor.execute(
+        "SELECT set_config('lock_timeout', %s, false); "
         "SELECT n.nspname, array_remove(array_agg(c.relname::text), NULL) FROM pg_namespace n LEFT JOIN pg_class c"
         " ON c.relnamespace = n.oid AND c.relname = ANY(%s) AND c.relkind IN ('r', 'p') WHERE n.nspname = ANY(%s)"
         " GROUP BY n.nspname",
-        [[TABLE, Tenant._meta.db_table], [tenant.schema_name for tenant in tenants]],
+        [LOCK_TIMEOUT, [TABLE, Tenant._meta.db_table], [tenant.schema_name for tenant in tenants]],
     )
     present: dict[str, list[str]] = dict(cursor.fetchall())
     recorded = [tenant.schema_name for tenant in tenants if TABLE in present.get(tenant.schema_name, [])]
