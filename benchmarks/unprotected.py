@@ -23,7 +23,7 @@ from psycopg2 import sql
 from benchmarks.peers.app_set import LAST
 from benchmarks.processor import processor_time
 from migrations_api.dispatch.pace import Pace
-from migrations_api.executor import Options, execute, execution, repertoire
+from migrations_api.executor import Options, execute, execution, migrate_pass, repertoire
 from migrations_api.executor.applied import TABLE
 from migrations_api.executor.entry import Entry
 from migrations_api.executor.journal import JournalKeeper
@@ -157,14 +157,14 @@ def no_protocol() -> Iterator[None]:
         for name, value in {
             "tenant_session": unchecked_session,
             "tenant_lock": lambda *_, **__: nullcontext(),
-            "faults": lambda *_: Faults(),
             "model_marks": nothing,
             "Entry": Unlocked,
         }.items():
             patches.enter_context(patch.object(execution, name, value))
         for owner, name, value in (
             (execution._Work, "_require_nothing_there", nothing),
-            (execution._Execution, "_verified", unverified),
+            (migrate_pass, "faults", lambda *_: Faults()),
+            (migrate_pass.MigratePass, "_verified", unverified),
             (relay, "refuse_control_plane", nothing),
             (relay, "check_session", opened),
             (relay, "check_home", home),

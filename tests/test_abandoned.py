@@ -8,8 +8,7 @@ from django.db.models.functions import Now
 
 from migrations_api.executor.lock import lock_key
 from migrations_api.models import MigrationRun, Rollout, RunStep, TenantObservation, records
-from migrations_api.orchestrator import recorder as recorder_module
-from migrations_api.orchestrator import settling
+from migrations_api.orchestrator import progress, settling
 from migrations_api.orchestrator.abandoned import settle_abandoned
 from migrations_api.orchestrator.advance import advance
 from migrations_api.orchestrator.heartbeat import heartbeat
@@ -29,7 +28,7 @@ MakeTenant = Callable[..., Tenant]
 
 @pytest.fixture(autouse=True)
 def written_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recorder_module, "PACE", 0.0)
+    monkeypatch.setattr(progress, "PACE", 0.0)
 
 
 def never() -> bool:

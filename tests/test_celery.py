@@ -18,7 +18,7 @@ from migrations_api.dispatch.remote import TASK, CeleryDispatcher
 from migrations_api.events import Event, RunEnded, RunPlanned, RunStarted, StepFinished, StepStarted
 from migrations_api.models import MigrationRun
 from migrations_api.orchestrator.abandoned import settle_abandoned
-from migrations_api.orchestrator.recorder import PACE
+from migrations_api.orchestrator.progress import PACE
 from migrations_api.orchestrator.requests import Request, request_run
 from migrations_api.orchestrator.work import work
 from migrations_api.plan import Target

@@ -16,7 +16,7 @@ from migrations_api.exceptions import InvalidTransition, RunActive
 from migrations_api.models import Coordinator, MigrationRun, RequestedVia, Rollout, TenantObservation
 from migrations_api.orchestrator.abandoned import settle_abandoned
 from migrations_api.orchestrator.coordinator import ready_runs
-from migrations_api.orchestrator.recorder import PACE
+from migrations_api.orchestrator.progress import PACE
 from migrations_api.orchestrator.requests import Request, request_rollout, request_run
 from migrations_api.orchestrator.verbs import cancel_run, retry_run
 from migrations_api.orchestrator.work import work

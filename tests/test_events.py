@@ -7,7 +7,7 @@ from django.db import connection
 
 from migrations_api.events import Event
 from migrations_api.models import MigrationRun, Rollout
-from migrations_api.orchestrator import recorder
+from migrations_api.orchestrator import progress
 from migrations_api.orchestrator.requests import Request, request_rollout, request_run
 from migrations_api.orchestrator.work import work
 from migrations_api.plan import Target
@@ -52,7 +52,7 @@ def test_run_events__of_a_run_that_has_ended(run: MigrationRun) -> None:
 
 
 def test_run_events__tell_of_a_run_while_it_goes_on(run: MigrationRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recorder, "PACE", 0.0)
+    monkeypatch.setattr(progress, "PACE", 0.0)
     watcher = RunWatcher(run.pk, "")
     first = watcher.look()
     assert [(each.kind, each.data["state"], first.over) for each in first.events] == [("run", "pending", False)]

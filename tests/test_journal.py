@@ -10,7 +10,7 @@ from psycopg2 import sql
 from migrations_api.executor.journal import SESSION, may_commit
 from migrations_api.models import MigrationRun, RunStep
 from migrations_api.orchestrator.abandoned import settle_abandoned
-from migrations_api.orchestrator.recorder import _Progress
+from migrations_api.orchestrator.progress import Progress
 from tenants.binding import control_plane
 from tenants.models import Tenant
 from tests import catalog, halves
@@ -170,14 +170,14 @@ def test_beat__tells_of_no_step_without_its_journal(
     code(m2=migration("m2", add_field("total"), atomic=False))
     [tenant] = standing_at_first(make_tenant, 1)
     seen = []
-    started = _Progress.started
+    started = Progress.started
 
-    def beat_at_once(progress: _Progress, position: int, **kept: bool) -> None:
+    def beat_at_once(progress: Progress, position: int, **kept: bool) -> None:
         started(progress, position, **kept)
         with control_plane():
             progress.write(is_between_steps=False)
             seen.extend(RunStep.objects.filter(state="running").values_list("operation", "statements"))
 
-    monkeypatch.setattr(_Progress, "started", beat_at_once)
+    monkeypatch.setattr(Progress, "started", beat_at_once)
     assert migrate(tenant).state == "succeeded"
     assert seen == [(0, 0)]

@@ -15,7 +15,7 @@ from django.db.models.functions import Now
 from migrations_api.exceptions import InvalidTransition, RunActive, TenantHeld
 from migrations_api.executor import Options
 from migrations_api.models import MigrationRun, Rollout, records
-from migrations_api.orchestrator import recorder as recorder_module
+from migrations_api.orchestrator import progress
 from migrations_api.orchestrator.advance import advance
 from migrations_api.orchestrator.driver import drive
 from migrations_api.orchestrator.holds import hold, release
@@ -68,7 +68,7 @@ PAIRS = [(state, verb, becomes) for state, row in TABLE.items() for verb, become
 
 @pytest.fixture(autouse=True)
 def written_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recorder_module, "PACE", 0.0)
+    monkeypatch.setattr(progress, "PACE", 0.0)
 
 
 def add(*tenant_ids: str) -> None:

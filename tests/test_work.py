@@ -16,9 +16,10 @@ from migrations_api.events import Event, RunEnded, RunPlanned, RunStarted, RunWa
 from migrations_api.executor import End, Failure, Options, Outcome, StepResult
 from migrations_api.executor.lock import lock_key
 from migrations_api.models import AppliedSet, MigrationRun, RunStep, records
-from migrations_api.orchestrator import recorder as recorder_module
+from migrations_api.orchestrator import progress
 from migrations_api.orchestrator.heartbeat import heartbeat
-from migrations_api.orchestrator.recorder import AttemptLost, Recorder
+from migrations_api.orchestrator.progress import AttemptLost
+from migrations_api.orchestrator.recorder import Recorder
 from migrations_api.orchestrator.requests import Request, request_run
 from migrations_api.orchestrator.sources import source_for
 from migrations_api.orchestrator.work import work
@@ -37,7 +38,7 @@ Emit = Callable[[Event], None]
 
 @pytest.fixture(autouse=True)
 def written_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recorder_module, "PACE", 0.0)
+    monkeypatch.setattr(progress, "PACE", 0.0)
 
 
 def never() -> bool:

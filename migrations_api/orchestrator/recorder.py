@@ -1,13 +1,12 @@
 """Writes what happens to a run, each time as a conditional UPDATE that only the newest attempt can make."""
 
 import logging
-import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import replace
 from functools import cached_property
-from typing import Any, Final
+from typing import Any
 
 from django.db import transaction
 from django.db.models import Max, QuerySet
@@ -17,13 +16,14 @@ from django.utils.timezone import now
 from migrations_api.dispatch.base import Emit, ShouldStop
 from migrations_api.dispatch.history import describe_action, describe_target
 from migrations_api.events import Event, RunPlanned, RunPruned, StepFinished, StepStarted
-from migrations_api.exceptions import InvalidTransition, PlanChanged
+from migrations_api.exceptions import PlanChanged
 from migrations_api.executor import End, Failure, Outcome, StepResult
 from migrations_api.executor.diagnosis import Journal
 from migrations_api.models import AppliedSet, MigrationRun, RunStep, records
-from migrations_api.models.records import RunEnd, StepProgress
+from migrations_api.models.records import RunEnd
 from migrations_api.models.runs import MigrationRunQuerySet
 from migrations_api.orchestrator.outbox import Outbox
+from migrations_api.orchestrator.progress import AttemptLost, Progress
 from migrations_api.plan import Applied, Plan, Step
 from migrations_api.states import DONE_STEP_STATES, IN_FLIGHT_RUN_STATES, StepState
 from tenants.binding import control_plane
@@ -31,15 +31,7 @@ from tenants.models import Tenant
 
 logger = logging.getLogger(__name__)
 
-# In seconds. Within it, neither is a step's progress written nor is it asked whether the run was canceled.
-PACE: Final = 0.2
 _ENDS = {End.SUCCEEDED: "succeed", End.FAILED: "fail", End.PARTIAL: "leave_partial", End.CANCELED: "cancel"}
-
-
-class AttemptLost(InvalidTransition):
-    """Another worker has taken the run over."""
-
-    code = "attempt_lost"
 
 
 class Recorder:
@@ -68,7 +60,7 @@ class Recorder:
         self._requeues = requeues
         self._emit = emit
         self._positions: dict[Step, int] = {}
-        self._progress = _Progress(run)
+        self._progress = Progress(run)
         self._done_before = 0
         self._goes_both_ways = False
 
@@ -291,70 +283,6 @@ class Recorder:
     def _journal(self, step: Step, *, operation: int, statements: int) -> None:
         if not records.journal(self.run, self._positions[step], operation=operation, statements=statements):
             raise AttemptLost
-
-
-class _Progress:
-    """What is known of the steps and not yet written, by position; two threads write it."""
-
-    def __init__(self, run: MigrationRun) -> None:
-        self.is_canceled = False
-        self._run = run
-        self._lock = threading.RLock()
-        self._begun: dict[int, float] = {}
-        self._over: set[int] = set()
-        self._news: dict[int, tuple[str, float | None]] = {}
-        self._journaled: int | None = None
-        self._wrote_at = -PACE
-
-    def started(self, position: int, *, has_journal: bool = False) -> None:
-        """Of a step that runs and should have a journal, without one nobody would know that nothing was sent."""
-        with self._lock:
-            self._begun[position] = time.monotonic()
-            self._news[position] = (StepState.RUNNING, None)
-            if has_journal:
-                self._journaled = position
-
-    def ended(self, position: int, state: str, *, seconds: float | None) -> None:
-        """Of one that has been told to have ended, nothing is news."""
-        with self._lock:
-            if position in self._begun and position not in self._over:
-                self._over.add(position)
-                self._news[position] = (state, seconds)
-
-    def stopped(self) -> None:
-        """The one that was begun and has not ended is where the run failed."""
-        with self._lock:
-            for position in self._begun.keys() - self._over:
-                self._news[position] = (StepState.FAILED, None)
-
-    def is_due(self) -> bool:
-        return time.monotonic() - self._wrote_at >= PACE
-
-    def wrote(self) -> None:
-        self._wrote_at = time.monotonic()
-
-    def told(self) -> list[StepProgress]:
-        instant = time.monotonic()
-        with self._lock:
-            return [
-                StepProgress(position=position, state=state, seconds=seconds, ago=instant - self._begun[position])
-                for position, (state, seconds) in self._news.items()
-            ]
-
-    def write(self, *, is_between_steps: bool = True) -> None:
-        """Learn on the way whether the run is to be canceled; raises AttemptLost.
-
-        What is learned in the middle of a step may be old by its end, and does not put off the next look.
-        """
-        with self._lock:
-            found = records.progress(self._run, self.told(), journaled=self._journaled)
-            if found is None:
-                raise AttemptLost
-            self.is_canceled = found
-            self._news.clear()
-            self._journaled = None
-            if is_between_steps:
-                self.wrote()
 
 
 def _state_of(result: StepResult) -> str:

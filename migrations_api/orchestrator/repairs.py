@@ -15,7 +15,8 @@ from migrations_api.executor.repair import place_of, repair, require_possible, t
 from migrations_api.executor.verification import faults
 from migrations_api.models import Action, MigrationRun, RepairWay, RequestedVia
 from migrations_api.orchestrator.abandoned import settle_abandoned
-from migrations_api.orchestrator.recorder import AttemptLost, Recorder, journal_of, session_name
+from migrations_api.orchestrator.progress import AttemptLost
+from migrations_api.orchestrator.recorder import Recorder, journal_of, session_name
 from migrations_api.orchestrator.requests import get_tenant, keep, lease_of
 from migrations_api.orchestrator.sources import source_for
 from migrations_api.plan import Applied, Step

@@ -20,7 +20,8 @@ from migrations_api.models.prepared import mend
 from migrations_api.orchestrator import repairs, templates
 from migrations_api.orchestrator.batches import goal_of
 from migrations_api.orchestrator.heartbeat import heartbeat
-from migrations_api.orchestrator.recorder import AttemptLost, Recorder, session_name
+from migrations_api.orchestrator.progress import AttemptLost
+from migrations_api.orchestrator.recorder import Recorder, session_name
 from migrations_api.orchestrator.sources import source_for
 from tenants.conf import Conf, load_conf
 from tenants.exceptions import AuthenticationFailed, NotProvisioned, ServerUnreachable, ServiceError

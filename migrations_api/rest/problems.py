@@ -17,7 +17,7 @@ from rest_framework.settings import api_settings
 from rest_framework.views import set_rollback
 
 from migrations_api import exceptions
-from migrations_api.orchestrator.recorder import AttemptLost
+from migrations_api.orchestrator.progress import AttemptLost
 from migrations_api.rest.events import TooManyStreams
 from tenants import exceptions as tenant_exceptions
 from tenants.exceptions import ServiceError
