@@ -7,6 +7,7 @@ from typing import Any
 from weakref import ref
 
 import pytest
+from django.contrib.postgres.operations import AddIndexConcurrently, RemoveIndexConcurrently
 from django.db import migrations, models
 from django.db.migrations.operations.base import Operation
 from django.db.models.signals import pre_migrate
@@ -93,7 +94,17 @@ def test_states__that_were_changed_for_the_first_tenant_are_nobody_elses(
 
 
 def test_states__of_a_migration_without_a_transaction_are_rendered_once(make_tenant: MakeTenant, code: Code) -> None:
-    code(m2=migration("m2", add_field("total"), migrations.RenameField("Order", "total", "sum"), atomic=False))
+    indexes = [models.Index(fields=["number"], name=name) for name in ("by_number", "by_number_once_more")]
+    code(
+        m2=migration(
+            "m2",
+            add_field("total"),
+            migrations.RenameField("Order", "total", "sum"),
+            *(AddIndexConcurrently("Order", index) for index in indexes),
+            RemoveIndexConcurrently("Order", "by_number_once_more"),
+            atomic=False,
+        )
+    )
     tenants = standing_at_first(make_tenant, 4)
     assert [migrate(tenant).state for tenant in tenants[:2]] == ["succeeded"] * 2
     with registries() as rendered:
@@ -101,6 +112,10 @@ def test_states__of_a_migration_without_a_transaction_are_rendered_once(make_ten
     assert not rendered
     named = "SELECT attname FROM pg_attribute WHERE attrelid = 'orders_order'::regclass AND attname IN ('total', 'sum')"
     assert [query(tenant, named) for tenant in tenants] == [[("sum",)]] * 4
+    indexed = "SELECT count(*) FROM pg_index WHERE indexrelid = to_regclass('by_number') AND indisvalid"
+    assert [query(tenant, indexed) for tenant in tenants] == [[(1,)]] * 4
+    dropped = "SELECT to_regclass('by_number_once_more') IS NULL"
+    assert [query(tenant, dropped) for tenant in tenants] == [[(True,)]] * 4
 
 
 class Counted(models.IntegerField):

@@ -39,6 +39,8 @@ SHARING: Final = frozenset(
         operations.RenameModel,
         operations.RunSQL,
         postgres.AddConstraintNotValid,
+        postgres.AddIndexConcurrently,
+        postgres.RemoveIndexConcurrently,
         postgres.ValidateConstraint,
     }
 )
