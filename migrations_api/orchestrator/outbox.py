@@ -15,7 +15,7 @@ from migrations_api.states import RUN_TRANSITIONS
 from tenants.driver_errors import sqlstate
 
 # In seconds: how long the end of one run waits for those of others.
-PATIENCE: Final = 0.1
+PATIENCE: Final = 0.25
 
 
 class _Put(NamedTuple):
