@@ -28,8 +28,6 @@ class Utility(ManagementUtility):
 
 
 def main() -> None:
-    # In seconds, instead of 0.005: whoever has an answer of a server goes on at once, whatever is loaded beside it.
-    sys.setswitchinterval(0.0005)
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "service.settings")
     try:
         if getattr(settings, "EMBEDDED_POSTGRES", None):

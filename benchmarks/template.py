@@ -19,7 +19,6 @@ import json
 import os
 import resource
 import subprocess
-import sys
 import tempfile
 import time
 from collections import defaultdict
@@ -32,8 +31,7 @@ from typing import Final
 
 from benchmarks.bytecode import compiled_in
 from benchmarks.peers import app_set
-from benchmarks.peers.environments import environment, own_requirements
-from benchmarks.peers.tools import PROJECTS
+from benchmarks.peers.tools import PROJECTS, plain_python
 from benchmarks.peers.workloads import SMALL, WAGTAIL, Workload
 from benchmarks.processor import processor_time
 from service.embedded_postgres import EmbeddedPostgres
@@ -132,7 +130,7 @@ def measure(*, tenants: int, apps: list[str]) -> None:
             for name in apps:
                 bench = Bench(
                     server=server,
-                    python=_python(APP_SETS[name]),
+                    python=plain_python(APP_SETS[name]),
                     environment={**around, **_environment(server, name, APP_SETS[name])},
                     numbers=numbers,
                 )
@@ -141,12 +139,6 @@ def measure(*, tenants: int, apps: list[str]) -> None:
                     _show(f"{isolation}, {APP_SETS[name].name}", *bench.costs(isolation, tenants))
         finally:
             server.destroy()
-
-
-def _python(workload: Workload) -> str | Path:
-    if not workload.requirements:
-        return sys.executable
-    return environment(f"own-{workload.name}", [*own_requirements(), *workload.requirements])
 
 
 def _environment(server: EmbeddedPostgres, name: str, workload: Workload) -> dict[str, str]:

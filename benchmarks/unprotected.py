@@ -28,6 +28,7 @@ from migrations_api.executor.applied import TABLE
 from migrations_api.executor.entry import Entry
 from migrations_api.executor.journal import JournalKeeper
 from migrations_api.executor.migrator import TenantMigrator
+from migrations_api.executor.outcome import Nobody
 from migrations_api.executor.verification import Faults, present_tables
 from migrations_api.models import MigrationRun
 from migrations_api.orchestrator.fleet import observe
@@ -35,7 +36,7 @@ from migrations_api.orchestrator.requests import Request, request_run
 from migrations_api.orchestrator.share import work_on
 from migrations_api.orchestrator.sources import source_for
 from migrations_api.orchestrator.work import work
-from migrations_api.plan import Plan, Step, Target, plan_to
+from migrations_api.plan import Target, plan_to
 from tenants import relay
 from tenants.backends import backend_for
 from tenants.binding import open_connection
@@ -88,17 +89,6 @@ class Took:
 
     wall: float
     processor: float
-
-
-class Nobody:
-    """An observer that keeps no record."""
-
-    def planned(self, plan: Plan) -> None: ...
-    def step_started(self, step: Step) -> None: ...
-    def step_finished(self, result: object) -> None: ...
-    def journal(self, step: Step, **values: object) -> None: ...
-    def should_stop(self) -> bool:
-        return False
 
 
 def nothing(*_: object, **__: object) -> None: ...

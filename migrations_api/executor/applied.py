@@ -18,6 +18,13 @@ TABLE = "django_migrations"
 # For a question that has other parts as well. Tenants that have come the same way have the same text.
 TEXT: Final = sql.SQL("(SELECT json_agg(json_build_array(app, name))::text FROM {})")
 
+IS_THERE: Final = sql.SQL("to_regclass(quote_ident({}) || '.' || quote_ident({})) IS NOT NULL")
+
+
+def is_there(schema: str) -> sql.Composed:
+    """An expression for whether the schema has the table."""
+    return IS_THERE.format(sql.Literal(schema), sql.Literal(TABLE))
+
 
 def applied_text(table: sql.Identifier) -> sql.Composed:
     """An expression for the rows of that table; what it says, applied_of() reads."""
@@ -46,9 +53,7 @@ class TenantRecorder(MigrationRecorder):
 
     def has_table(self) -> bool:
         with self.connection.cursor() as cursor:
-            cursor.execute(
-                "SELECT to_regclass(quote_ident(%s) || '.' || quote_ident(%s)) IS NOT NULL", [self._schema, TABLE]
-            )
+            cursor.execute(OwnStatement(sql.SQL("SELECT ") + is_there(self._schema)))
             return bool(cursor.fetchone()[0])
 
     def applied_keys(self, *, is_there: bool | None = None) -> Applied:

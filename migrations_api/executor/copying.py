@@ -20,11 +20,11 @@ from migrations_api.executor.failures import failure_of
 from migrations_api.executor.inventory import Inventory, differences, inventory
 from migrations_api.executor.migrator import TenantMigrator
 from migrations_api.executor.model_types import RECEIVERS, ModelTypes, model_types
-from migrations_api.executor.outcome import End, Failure, Outcome, StepResult
+from migrations_api.executor.outcome import End, Failure, Nobody, Outcome, StepResult
 from migrations_api.executor.rehearsal import Rehearsal
 from migrations_api.executor.template import Template, read_template, replay, require_exact
 from migrations_api.executor.verification import faults
-from migrations_api.plan import Plan, Planner, Step, Target, make_plan
+from migrations_api.plan import Plan, Planner, Target, make_plan
 from tenants.app_sets import tenant_apps
 from tenants.binding import control_plane, tenant_as_default
 from tenants.driver_errors import translated
@@ -32,17 +32,6 @@ from tenants.exceptions import ServiceError
 from tenants.models import Isolation, Tenant
 from tenants.sessions import tenant_session
 from tenants.watch import OwnSession
-
-
-class _Nobody:
-    """The observer of a migration that leaves no record."""
-
-    def planned(self, plan: Plan) -> None: ...
-    def step_started(self, step: Step) -> None: ...
-    def step_finished(self, result: StepResult) -> None: ...
-    def journal(self, step: Step, *, operation: int, statements: int) -> None: ...
-    def should_stop(self) -> bool:
-        return False
 
 
 def migrate_original(home: Tenant, rehearsal: Rehearsal) -> tuple[Template, Inventory]:
@@ -70,7 +59,7 @@ def _migrate(home: Tenant, connection: DatabaseWrapper, plan: Plan) -> None:
         plan,
         schema=home.schema_name,
         role=home.role_name,
-        observer=_Nobody(),
+        observer=Nobody(),
         other_session=other_session,
     )
     migrations = list(plan.migrations)

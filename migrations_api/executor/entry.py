@@ -7,13 +7,12 @@ from django.db.backends.postgresql.base import DatabaseWrapper
 from psycopg2 import sql
 
 from migrations_api.executor import lock
-from migrations_api.executor.applied import TABLE, applied_of, applied_text
+from migrations_api.executor.applied import TABLE, applied_of, applied_text, is_there
 from migrations_api.executor.model_rows import marks_of
 from migrations_api.plan import Applied, Marks
 from tenants.preflight import HomeFacts
 
 ISOLATION: Final = sql.SQL("current_setting('transaction_isolation')")
-IS_THERE: Final = sql.SQL("to_regclass(quote_ident({}) || '.' || quote_ident({})) IS NOT NULL")
 
 
 class Entry:
@@ -31,13 +30,10 @@ class Entry:
         return lock.attempt(connection.settings_dict["NAME"], self._schema)
 
     def expressions(self, home: HomeFacts) -> Sequence[sql.Composable]:
-        record: tuple[sql.Composable, sql.Composable]
-        if home.has_record:
-            record = sql.SQL("false"), applied_text(sql.Identifier(self._schema, TABLE))
-        else:
-            # Whoever had the lock until now may have made it.
-            record = IS_THERE.format(sql.Literal(self._schema), sql.Literal(TABLE)), sql.NULL
-        return lock.ATTEMPTED, ISOLATION, *record, *marks_of(self._schema)
+        # Where there was no record, whoever had the lock until now may have made it.
+        is_new = sql.SQL("false") if home.has_record else is_there(self._schema)
+        applied = applied_text(sql.Identifier(self._schema, TABLE)) if home.has_record else sql.NULL
+        return lock.ATTEMPTED, ISOLATION, is_new, applied, *marks_of(self._schema)
 
     def answered(self, values: Sequence[Any]) -> None:
         locked, isolation, is_new, applied, permissions, content_types = values

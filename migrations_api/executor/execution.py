@@ -15,20 +15,8 @@ from migrations_api.executor.model_rows import model_marks
 from migrations_api.executor.outcome import End, Observer, Options, Outcome
 from migrations_api.executor.rehearsal import server_version
 from migrations_api.executor.repertoire import may_be_passed_on, rehearsal_of
-from migrations_api.executor.verification import (
-    first_tables,
-    present_tables,
-)
-from migrations_api.plan import (
-    Applied,
-    Marks,
-    MigrationSource,
-    Plan,
-    Target,
-    fingerprint,
-    prunable,
-    require_reversible,
-)
+from migrations_api.executor.verification import first_tables, present_tables
+from migrations_api.plan import Applied, Marks, MigrationSource, Plan, Target, fingerprint, prunable, require_reversible
 from tenants.binding import tenant_as_default
 from tenants.conf import load_conf
 from tenants.driver_errors import translated
@@ -121,7 +109,7 @@ class _Work:
         database, schema = connection.settings_dict["NAME"], self.tenant.schema_name
         return tenant_lock(connection, database=database, schema=schema, wait=self.lock_wait, is_held=entry.is_locked)
 
-    def _execute(self, connection: DatabaseWrapper, course: "Course") -> Outcome:
+    def _execute(self, connection: DatabaseWrapper, course: Course) -> Outcome:
         self._require_allowed(connection, course.plan)
         self.observer.planned(course.plan)
         with tenant_as_default(self.tenant, connection):
@@ -147,7 +135,7 @@ class _Work:
             applied = TenantRecorder(connection, schema).applied_keys(is_there=has_record)
             return applied, model_marks(reader, schema)
 
-    def _course(self, connection: DatabaseWrapper, applied: Applied, marks: Marks) -> "Course":
+    def _course(self, connection: DatabaseWrapper, applied: Applied, marks: Marks) -> Course:
         rehearsal = rehearsal_of(self.source, applied, self.target)
         return Course(
             rehearsal=rehearsal,

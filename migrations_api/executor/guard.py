@@ -81,7 +81,7 @@ STANDING: Final = sql.SQL("""
            coalesce(l.relation, l.objid)::bigint, l.relation::regclass::text
       FROM pg_lock_status() l WHERE l.pid = pg_backend_pid() AND l.granted
 """)
-READING: Final = {"AccessShareLock", "RowShareLock"}
+READING: Final = frozenset({"AccessShareLock", "RowShareLock"})
 # The catalogs of what is dropped, by their numbers, which are the same on every server.
 OBJECTS: Final = {1247: "pg_type", 1255: "pg_proc", 2615: "pg_namespace"}
 QUALIFIED: Final = re.compile(r'(?P<schema>"(?:[^"]|"")+"|[^".]+)\.(?P<name>.+)', re.DOTALL)

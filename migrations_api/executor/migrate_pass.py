@@ -20,22 +20,8 @@ from migrations_api.executor.outcome import End, Failure, Observer, Options, Out
 from migrations_api.executor.rehearsal import Rehearsal
 from migrations_api.executor.script import Script
 from migrations_api.executor.syncdb import sync_apps
-from migrations_api.executor.verification import (
-    Faults,
-    absent_tables,
-    faults,
-    left_behind,
-    tables_of,
-)
-from migrations_api.plan import (
-    Applied,
-    MigrationSource,
-    Plan,
-    Planner,
-    Step,
-    Undo,
-    is_recorded,
-)
+from migrations_api.executor.verification import Faults, absent_tables, faults, left_behind, tables_of
+from migrations_api.plan import Applied, MigrationSource, Plan, Planner, Step, Undo, is_recorded
 from tenants.app_sets import tenant_apps
 from tenants.binding import control_plane
 from tenants.conf import load_conf

@@ -84,5 +84,17 @@ class Observer(Protocol):
         """
 
 
+class Nobody:
+    """The observer of what leaves no record."""
+
+    def planned(self, plan: Plan) -> None: ...
+    def step_started(self, step: Step) -> None: ...
+    def step_finished(self, result: StepResult) -> None: ...
+    def should_stop(self) -> bool:
+        return False
+
+    def journal(self, step: Step, *, operation: int, statements: int) -> None: ...
+
+
 class StopRequested(Exception):
     """The observer asked to stop between two steps."""

@@ -34,10 +34,8 @@ def _columns_of(model: type[Model], alias: str) -> str:
 
 _RUN, _STEP = _table(MigrationRun), _table(RunStep)
 
-# The types of placeholders that several statements have.
+# The placeholders that several statements have, and their types.
 _RUNS: Final = {"run": "bigint", "attempt": "int"}
-_SETS: Final = {"set": "text", "migrations": "text"}
-_STEPS: Final = {"positions": "int[]", "states": "text[]", "seconds": "float8[]", "agos": "float8[]"}
 
 # The rollouts' rows are locked, so that one that is being paused starts nothing that was chosen before. Last in the row
 # is what the tenant's last run has left, if that has migrated it as Django does.
@@ -73,15 +71,14 @@ CLAIM: Final = Statement(
         "recording": "text[]",
     },
 )
-# Kept by its name before anything refers to it; thousands of tenants stand at a few sets.
-_SET: Final = f"""
-        INSERT INTO {_table(AppliedSet)} (fingerprint, migrations)
-        SELECT %(set)s, %(migrations)s::jsonb WHERE %(set)s IS NOT NULL ON CONFLICT DO NOTHING
-"""
+# The applied set is kept by its name before anything refers to it; thousands of tenants stand at a few sets.
 BEGIN: Final = Statement(
     "begin_run",
     f"""
-    WITH applied AS ({_SET}), mine AS (
+    WITH applied AS (
+        INSERT INTO {_table(AppliedSet)} (fingerprint, migrations)
+        SELECT %(set)s, %(migrations)s::jsonb WHERE %(set)s IS NOT NULL ON CONFLICT DO NOTHING
+    ), mine AS (
         UPDATE {_RUN} SET waiting_cause = '', plan_digest = %(digest)s, applied_before_id = %(set)s,
                model_marks = %(marks)s
          WHERE id = %(run)s AND attempt = %(attempt)s AND state = ANY(%(in_flight)s) RETURNING id
@@ -94,8 +91,9 @@ BEGIN: Final = Statement(
     SELECT count(*) FROM mine
 """,  # noqa: S608
     _RUNS
-    | _SETS
     | {
+        "set": "text",
+        "migrations": "text",
         "digest": "text",
         "marks": "jsonb",
         "in_flight": "text[]",
@@ -107,7 +105,13 @@ BEGIN: Final = Statement(
         "atomics": "bool[]",
     },
 )
-_PROGRESS: Final = f"""
+PROGRESS: Final = Statement(
+    "progress_run",
+    f"""
+    WITH mine AS (
+        SELECT id, cancel_requested FROM {_RUN}
+         WHERE id = %(run)s AND attempt = %(attempt)s AND state = ANY(%(in_flight)s)
+    ), progress AS (
         UPDATE {_STEP} s
            SET state = told.state, seconds = told.seconds, started_at = now() - told.ago * interval '1 second',
                operation = CASE WHEN s.position = %(journaled)s THEN 0 ELSE s.operation END,
@@ -115,17 +119,18 @@ _PROGRESS: Final = f"""
           FROM mine, unnest(%(positions)s::int[], %(states)s::text[], %(seconds)s::float[], %(agos)s::float[])
                told (position, state, seconds, ago)
          WHERE s.run_id = mine.id AND s.position = told.position
-"""  # noqa: S608
-PROGRESS: Final = Statement(
-    "progress_run",
-    f"""
-    WITH mine AS (
-        SELECT id, cancel_requested FROM {_RUN}
-         WHERE id = %(run)s AND attempt = %(attempt)s AND state = ANY(%(in_flight)s)
-    ), progress AS ({_PROGRESS})
+    )
     SELECT cancel_requested FROM mine
 """,  # noqa: S608
-    _RUNS | _STEPS | {"in_flight": "text[]", "journaled": "int"},
+    _RUNS
+    | {
+        "positions": "int[]",
+        "states": "text[]",
+        "seconds": "float8[]",
+        "agos": "float8[]",
+        "in_flight": "text[]",
+        "journaled": "int",
+    },
 )
 JOURNAL: Final = Statement(
     "journal_run",

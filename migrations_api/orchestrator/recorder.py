@@ -171,7 +171,9 @@ class Recorder:
 
     def journal(self, step: Step, *, operation: int, statements: int) -> None:
         with control_plane():
-            self._journal(step, operation=operation, statements=statements)
+            mine = records.journal(self.run, self._positions[step], operation=operation, statements=statements)
+        if not mine:
+            raise AttemptLost
 
     def ended(self, outcome: Outcome) -> None:
         self.keep(outcome.results)
@@ -278,10 +280,6 @@ class Recorder:
     def _update(self, **values: Any) -> None:
         # A run that is pending again is no longer this worker's, even before somebody claims it.
         if not self._mine.in_flight().update(waiting_cause="", **values):
-            raise AttemptLost
-
-    def _journal(self, step: Step, *, operation: int, statements: int) -> None:
-        if not records.journal(self.run, self._positions[step], operation=operation, statements=statements):
             raise AttemptLost
 
 
