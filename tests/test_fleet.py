@@ -89,7 +89,7 @@ def test_observe__costs_no_more_for_more_schemas(make_tenant: MakeTenant, counte
 
 @pytest.mark.parametrize(
     ("schemas", "shares"),
-    [(1, [1]), (499, [499]), (500, [250, 250]), (1000, [500, 500]), (2001, [667, 667, 667]), (4000, 4 * [1000])],
+    [(1, [1]), (149, [149]), (150, [75, 75]), (1000, [500, 500]), (2001, [667, 667, 667]), (4000, 4 * [1000])],
 )
 def test_observe__shares_many_schemas_of_a_database_between_sessions(schemas: int, shares: list[int]) -> None:
     tenants = [Tenant(tenant_id=f"t{number}") for number in range(schemas)]

@@ -188,11 +188,11 @@ def test_refresh__takes_as_many_queries_for_many_schemas_as_for_few(
     plane: None, settings: Any, monkeypatch: Any, django_assert_num_queries: Any
 ) -> None:
     """And one session with their server, whatever one statement reads."""
-    settings.TENANT_MIGRATIONS = {"read_batch": 100}
+    settings.TENANT_MIGRATIONS = {"read_batch": 30}
     homes = []
     opened = fleet_reads.server_cursor
     monkeypatch.setattr(fleet_reads, "server_cursor", lambda home: homes.append(home["NAME"]) or opened(home))
-    tenants = registered(450, provisioned_at=timezone.now())
+    tenants = registered(140, provisioned_at=timezone.now())
     for some in (tenants[:2], tenants):
         homes.clear()
         with django_assert_num_queries(1):

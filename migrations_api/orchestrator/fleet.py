@@ -43,7 +43,7 @@ LOCK_TIMEOUT: Final = "1s"
 # Schemas of one database that one session reads at most; further ones are read beside it.
 AT_ONCE: Final = 1000
 # Where two sessions share so many, both are done sooner than one; each has to begin with reading the catalog.
-WORTH_TWO: Final = 500
+WORTH_TWO: Final = 150
 
 # What was read of a table, and what it means.
 Sets = dict[str, Applied]
