@@ -46,8 +46,10 @@ def _make(cursor: CursorWrapper, tenant: Tenant) -> bool:
         _require_fit(tenant, *found)
         _become_member(cursor, tenant)
         return False
-    statement = sql.SQL("CREATE ROLE {role} NOLOGIN NOINHERIT; COMMENT ON ROLE {role} IS {made}").format(
-        role=sql.Identifier(tenant.role_name), made=sql.Literal(MADE_FOR + tenant.tenant_id)
+    statement = sql.SQL("CREATE ROLE {role} NOLOGIN {inherit}; COMMENT ON ROLE {role} IS {made}").format(
+        role=sql.Identifier(tenant.role_name),
+        inherit=sql.SQL("NOINHERIT" if _has_explicit_grants(cursor) else "INHERIT"),
+        made=sql.Literal(MADE_FOR + tenant.tenant_id),
     )
     with _granted(tenant, f"may not create the role '{tenant.role_name}': grant it CREATEROLE"):
         cursor.execute(statement)
@@ -73,7 +75,7 @@ def _require_fit(tenant: Tenant, may_more: bool, comment: str) -> None:  # noqa:
 
 def _become_member(cursor: CursorWrapper, tenant: Tenant) -> None:
     """Sessions become the role, and inherit from it what they read of a whole fleet by one statement."""
-    explicit = cursor.connection.info.server_version >= 160000
+    explicit = _has_explicit_grants(cursor)
     kinds = ["USAGE", "SET"] if explicit else ["MEMBER"]
     cursor.execute("SELECT bool_and(pg_has_role(%s, kind)) FROM unnest(%s) AS kind", [tenant.role_name, kinds])
     if cursor.fetchone()[0]:
@@ -81,6 +83,15 @@ def _become_member(cursor: CursorWrapper, tenant: Tenant) -> None:
     grant = "GRANT {} TO CURRENT_USER" + (" WITH INHERIT TRUE, SET TRUE" if explicit else "")
     with _granted(tenant, f"may not become the role '{tenant.role_name}': grant it that role"):
         cursor.execute(sql.SQL(grant).format(sql.Identifier(tenant.role_name)))
+
+
+def _has_explicit_grants(cursor: CursorWrapper) -> bool:
+    """Whether each grant says what is inherited by it.
+
+    Before PostgreSQL 16 the member's own attribute does: without it, the owner of a database may not create in its
+    `public`, which belongs to whoever owns the database.
+    """
+    return bool(cursor.connection.info.server_version >= 160000)
 
 
 @contextmanager
