@@ -67,7 +67,7 @@ def copy(original: Tenant, tenants: Sequence[Tenant]) -> None:
 
 
 def _dump(arguments: dict[str, object], schema: str) -> str:
-    """The schema and its rows as SQL, without what only psql understands."""
+    """The schema and its rows as SQL, without what only psql or only a server of pg_dump's own version understands."""
     conninfo = f"--dbname={catalog._conninfo(arguments)}"
     command = [
         catalog.pg_dump(),
@@ -78,4 +78,4 @@ def _dump(arguments: dict[str, object], schema: str) -> str:
         conninfo,
     ]
     text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    return re.sub(r"^\\.*\n", "", text, flags=re.M)
+    return re.sub(r"^(\\.*|SET transaction_timeout = .*)\n", "", text, flags=re.M)
