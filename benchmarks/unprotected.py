@@ -108,8 +108,8 @@ class Unlocked(Entry):
         return NOTHING
 
     def expressions(self, home: Any) -> Sequence[sql.Composable]:
-        _, isolation, is_new, applied, *_ = super().expressions(home)
-        return sql.Literal("true"), isolation, is_new, applied, sql.Literal(0), sql.Literal(0)
+        _, isolation, is_new, _, applied, *_ = super().expressions(home)
+        return sql.Literal("true"), isolation, is_new, sql.SQL("false"), applied, sql.Literal(0), sql.Literal(0)
 
 
 def home(tenant: Tenant, connection: Any, reader: Reader, **options: Any) -> SimpleNamespace:

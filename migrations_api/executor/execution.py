@@ -8,7 +8,7 @@ from django.db.backends.postgresql.base import DatabaseWrapper
 
 from migrations_api.exceptions import ConfirmationRequired, MissingRecord, PlanChanged
 from migrations_api.executor.applied import TABLE, TenantRecorder
-from migrations_api.executor.entry import Entry
+from migrations_api.executor.entry import Entry, Found
 from migrations_api.executor.lock import tenant_lock
 from migrations_api.executor.migrate_pass import Course, MigratePass
 from migrations_api.executor.model_rows import model_marks
@@ -16,7 +16,7 @@ from migrations_api.executor.outcome import End, Observer, Options, Outcome
 from migrations_api.executor.rehearsal import server_version
 from migrations_api.executor.repertoire import may_be_passed_on, rehearsal_of
 from migrations_api.executor.verification import first_tables, present_tables
-from migrations_api.plan import Applied, Marks, MigrationSource, Plan, Target, fingerprint, prunable, require_reversible
+from migrations_api.plan import MigrationSource, Plan, Target, fingerprint, prunable, require_reversible
 from tenants.binding import tenant_as_default
 from tenants.conf import load_conf
 from tenants.driver_errors import translated
@@ -96,21 +96,21 @@ class _Work:
         """In a session that is passed on; None, with nothing done, where the tenant needs one of its own."""
         # The session lets go of the lock as it is made new for the next tenant.
         with nullcontext() if entry.is_locked else self._locked(connection, entry):
-            course = self._course(connection, *(entry.found or self._found(connection)))
+            course = self._course(connection, entry.found or self._found(connection))
             if course.script is None and not course.rehearsal.may_be_passed_on:
                 return None
             return self._execute(connection, course)
 
     def carry_out(self, connection: DatabaseWrapper, entry: Entry) -> Outcome:
         with self._locked(connection, entry):
-            return self._execute(connection, self._course(connection, *(entry.found or self._found(connection))))
+            return self._execute(connection, self._course(connection, entry.found or self._found(connection)))
 
     def _locked(self, connection: DatabaseWrapper, entry: Entry) -> AbstractContextManager[None]:
         database, schema = connection.settings_dict["NAME"], self.tenant.schema_name
         return tenant_lock(connection, database=database, schema=schema, wait=self.lock_wait, is_held=entry.is_locked)
 
     def _execute(self, connection: DatabaseWrapper, course: Course) -> Outcome:
-        self._require_allowed(connection, course.plan)
+        self._require_allowed(connection, course)
         self.observer.planned(course.plan)
         with tenant_as_default(self.tenant, connection):
             if self.options.prune:
@@ -128,30 +128,32 @@ class _Work:
     def reader(self, connection: DatabaseWrapper) -> Reader:
         return self.watch or OwnSession(connection)
 
-    def _found(self, connection: DatabaseWrapper) -> tuple[Applied, Marks]:
+    def _found(self, connection: DatabaseWrapper) -> Found:
         reader, schema = self.reader(connection), self.tenant.schema_name
         with translated():
             has_record = bool(present_tables(reader, schema, [TABLE]))
             applied = TenantRecorder(connection, schema).applied_keys(is_there=has_record)
-            return applied, model_marks(reader, schema)
+            return Found(applied=applied, marks=model_marks(reader, schema))
 
-    def _course(self, connection: DatabaseWrapper, applied: Applied, marks: Marks) -> Course:
-        rehearsal = rehearsal_of(self.source, applied, self.target)
+    def _course(self, connection: DatabaseWrapper, found: Found) -> Course:
+        rehearsal = rehearsal_of(self.source, found.applied, self.target)
         return Course(
             rehearsal=rehearsal,
-            plan=replace(rehearsal.plan, marks=marks),
+            plan=replace(rehearsal.plan, marks=found.marks),
             script=rehearsal.whole_script(server_version(connection)) if self.options.is_plain else None,
-            has_types=rehearsal.keeps_types and self.left_before == fingerprint(applied),
+            has_types=rehearsal.keeps_types and self.left_before == fingerprint(found.applied),
+            is_empty=found.is_empty,
         )
 
-    def _require_allowed(self, connection: DatabaseWrapper, plan: Plan) -> None:
+    def _require_allowed(self, connection: DatabaseWrapper, course: Course) -> None:
+        plan = course.plan
         if self.plan_digest and plan.digest != self.plan_digest:
             raise PlanChanged(self.tenant.tenant_id, plan.digest)
         if plan.backwards and not self.options.allow_backwards:
             raise ConfirmationRequired
         if not self.options.fake:
             require_reversible(plan)
-        if not self.options.fake and not self.options.fake_initial and not plan.applied:
+        if not (self.options.fake or self.options.fake_initial or plan.applied or course.is_empty):
             self._require_nothing_there(connection, plan)
 
     def _require_nothing_there(self, connection: DatabaseWrapper, plan: Plan) -> None:

@@ -36,13 +36,14 @@ from tenants.watch import OwnSession, Reader, Watch
 class Course:
     """How a tenant is brought to its target. `has_types`: nothing is to be done for content types and permissions.
 
-    They were seen to when the tenant was last migrated, and the plan needs no others.
+    They were seen to when the tenant was last migrated, and the plan needs no others. `is_empty`: nothing is in it yet.
     """
 
     rehearsal: Rehearsal
     plan: Plan
     script: Script | None
     has_types: bool
+    is_empty: bool
 
 
 class MigratePass:
@@ -65,6 +66,7 @@ class MigratePass:
         self.rehearsal = course.rehearsal
         self.script = course.script
         self.has_types = course.has_types
+        self.is_empty = course.is_empty
         self.plan = course.plan
         self.source = source
         self.options = options
@@ -219,6 +221,8 @@ class MigratePass:
         return self.watch or OwnSession(self.connection)
 
     def _look_before(self) -> None:
+        if self.faults_before is None and self.is_empty:
+            self.faults_before = Faults()
         if self.faults_before is None:
             with translated():
                 self.faults_before = faults(self._reader, self.tenant.schema_name)

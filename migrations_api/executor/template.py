@@ -165,10 +165,6 @@ TABLES_SQL: Final = """
        AND d.refobjid = (SELECT oid FROM pg_namespace WHERE nspname = %s)
      ORDER BY c.oid
 """
-OCCUPIED_SQL: Final = """
-    SELECT EXISTS (SELECT FROM pg_depend d JOIN pg_namespace n ON n.oid = d.refobjid
-                    WHERE d.refclassid = 'pg_namespace'::regclass AND n.nspname = %s)
-"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,13 +207,6 @@ class Template:
 
 def _frozen(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
-
-
-def is_unoccupied(connection: DatabaseWrapper, schema: str) -> bool:
-    """Whether nothing at all is in the schema."""
-    with connection.cursor() as cursor:
-        cursor.execute(OCCUPIED_SQL, [schema])
-        return not cursor.fetchone()[0]
 
 
 def read_template(connection: DatabaseWrapper, schema: str, found: Inventory) -> Template:

@@ -8,6 +8,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.utils import truncate_name
 from django.db.migrations.operations import CreateModel
 from django.db.migrations.state import ModelState, ProjectState
+from psycopg2 import sql
 
 from migrations_api.plan import Plan
 from tenants.watch import Question, Reader
@@ -46,6 +47,10 @@ LEFT: Final = Question(
      WHERE to_regclass(quote_ident(%s) || '.' || quote_ident(name)) IS NULL
 """,  # noqa: S608 - both are our own
 )
+UNOCCUPIED: Final = sql.SQL("""NOT EXISTS (
+    SELECT FROM pg_depend d JOIN pg_namespace n ON n.oid = d.refobjid
+     WHERE d.refclassid = 'pg_namespace'::regclass AND n.nspname = {}
+)""")
 VALID_SQL: Final = """
     SELECT i.indisvalid FROM pg_index i WHERE i.indexrelid = to_regclass(quote_ident(%s) || '.' || quote_ident(%s))
 """
@@ -67,6 +72,17 @@ class Faults:
             invalid_indexes=self.invalid_indexes - before.invalid_indexes,
             unvalidated=self.unvalidated - before.unvalidated,
         )
+
+
+def unoccupied(schema: str) -> sql.Composed:
+    """An expression for whether nothing at all is in the schema."""
+    return UNOCCUPIED.format(sql.Literal(schema))
+
+
+def is_unoccupied(connection: BaseDatabaseWrapper, schema: str) -> bool:
+    with connection.cursor() as cursor:
+        cursor.execute(sql.SQL("SELECT ") + unoccupied(schema))
+        return bool(cursor.fetchone()[0])
 
 
 def faults(reader: Reader, schema: str) -> Faults:

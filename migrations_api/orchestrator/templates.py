@@ -26,7 +26,8 @@ from migrations_api.executor.copying import copy_into, migrate_original, require
 from migrations_api.executor.lock import tenant_lock
 from migrations_api.executor.rehearsal import Rehearsal
 from migrations_api.executor.repertoire import rehearsal_of
-from migrations_api.executor.template import Template, is_unoccupied
+from migrations_api.executor.template import Template
+from migrations_api.executor.verification import is_unoccupied
 from migrations_api.models import MigrationRun, TenantTemplate
 from migrations_api.orchestrator.recorder import Recorder, session_name
 from migrations_api.orchestrator.sources import source_for
